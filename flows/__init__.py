@@ -1,0 +1,1 @@
+"""What happens in which order: the flow, its runs, its servers and the `conta` command."""

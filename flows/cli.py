@@ -1,0 +1,327 @@
+"""The command `conta`. Every verb imports what it needs itself, so that `conta --help` is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from wsss_core.evaluation.report import Report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train a semantic segmenter from image-level tags, and take the confounding context out "
+    "of it.\n\nStart with `conta run recipes/scenes.yaml`. What a run makes lies in the folder "
+    "that CONTA_HOME names, by default ./.conta; the same command again continues a run.",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 wrong use or bad input.",
+)
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="Check your photos and tags, or generate scenes.")
+app.add_typer(export_app, name="export", help="Hand results to other tools.")
+
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN[:ROUND]", help="Name of a run, its beginning, or `latest`."),
+]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file with settings.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of your photos (data.root).")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="Rounds after round 0 (rounds).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of every stage.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Change one setting; repeatable."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Stop after this stage of round 0.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use the first N photos of each list.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what is done and what would be computed.")
+    ] = False,
+) -> None:
+    """Run a recipe, or continue it where it stopped.
+
+    Prints one table: rounds down, scores across. What is already computed is taken from the store.
+    """
+    from flows.environment import resolve_home
+    from wsss_core.config import load_recipe
+
+    sugar = {"data.root": data and str(data), "rounds": rounds, "seed": seed, "data.limit": limit}
+    given = [f"{name}={json.dumps(value)}" for name, value in sugar.items() if value is not None]
+    config = load_recipe(recipe, [*given, *(settings or [])])
+    home = resolve_home()
+    from flows.launch import execute, plan
+
+    if dry_run:
+        for row in plan(config, home=home):
+            typer.echo(row)
+        return
+    from flows.runs import round_table, run_folder
+
+    done = execute(config, home=home, until=until)
+    typer.echo(round_table(done))
+    typer.echo(
+        f"\nrun {done.name}\n"
+        f"  files     {run_folder(home, done.name)}\n"
+        f"  charts    conta ui\n"
+        f"  compare   conta compare\n"
+        f"  predict   conta predict PHOTOS --model {done.name} -o OUT"
+    )
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN ...]", help="Runs; all if none is named.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every metric as JSON.")] = False,
+) -> None:
+    """Compare the rounds of runs in one table."""
+    from flows.environment import resolve_home
+    from flows.runs import compare_rows, compare_table, find_run, list_runs
+
+    home = resolve_home()
+    chosen = [find_run(home, name) for name in runs] if runs else list_runs(home)
+    if as_json:
+        typer.echo(json.dumps(compare_rows(chosen), indent=1))
+    elif chosen:
+        typer.echo(compare_table(chosen))
+    else:
+        typer.echo(f"no runs in {home}; start one with: conta run recipes/scenes.yaml")
+
+
+@app.command()
+def predict(
+    photos: Annotated[
+        Path, typer.Argument(metavar="PHOTOS", help="A photo or a folder of photos.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="RUN[:ROUND]", help="Whose segmenter; a run's last by default.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of the masks.")],
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also lay the masks over their photos.")
+    ] = False,
+) -> None:
+    """Segment photos with the segmenter of a run.
+
+    Each photo gets a PNG of its own size whose pixel value is the class (names: OUT/labels.txt). A
+    photo that cannot be read costs one line; the others get their masks.
+    """
+    from flows.environment import resolve_home
+    from flows.runs import find_round
+    from wsss_core.config import parse_config
+    from wsss_core.errors import ContaError
+    from wsss_core.observe import ConsoleRecorder
+    from wsss_core.stages.predict import predict_folder
+    from wsss_core.stages.stage import Workspace
+
+    home = resolve_home()
+    found, chosen = find_round(home, model)
+    done = predict_folder(
+        photos,
+        segmenter=chosen.manifests["segmenter"],
+        test=parse_config(found.config).segmenter_test,
+        work=Workspace(home, recorder=ConsoleRecorder()),
+        out=out,
+        overlay=overlay,
+    )
+    if not done.masks:
+        raise ContaError(f"none of the {len(done.failures)} photos in {photos} could be read")
+    failed = f", {len(done.failures)} photos could not be read" if done.failures else ""
+    typer.echo(f"{len(done.masks)} masks in {out}{failed}")
+
+
+@app.command()
+def score(
+    masks: Annotated[
+        Path, typer.Argument(metavar="MASKS", help="Folder of mask PNGs, of any origin.")
+    ],
+    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="Folder of the true masks.")],
+    labels: Annotated[
+        Path, typer.Option(metavar="FILE", help="Class names, one a line, background first.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Score masks against true masks of the same file names.
+
+    mIoU over all pixels of all masks, background included, 255 ignored.
+    """
+    from wsss_core.observe import ConsoleRecorder
+    from wsss_core.stages.scores import score_folder
+
+    report = score_folder(masks, truth, labels, recorder=ConsoleRecorder())
+    typer.echo(report.model_dump_json(indent=1) if as_json else _score_table(report))
+
+
+def _score_table(report: Report) -> str:
+    def percent(value: float | None) -> str:
+        return "     -" if value is None else f"{100 * value:6.1f}"
+
+    width = max(map(len, report.iou))
+    rows = [f"{'':<{width}}    IoU  precis  recall"]
+    rows += [
+        f"{name:<{width}} {percent(report.iou[name])}  {percent(report.precision[name])}"
+        f"  {percent(report.recall[name])}"
+        for name in report.iou
+    ]
+    rows.append(f"{'mean':<{width}} {percent(report.miou)}")
+    absent = f"; not in the mean, for they occur nowhere: {', '.join(report.absent)}"
+    return "\n".join([*rows, f"{report.photos} photos{absent if report.absent else ''}"])
+
+
+@export_app.callback()
+def _export() -> None:
+    """Keep `masks` a verb of its own, for there will be others."""
+
+
+@export_app.command("masks")
+def export_masks(
+    model: RunName,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write to.")],
+) -> None:
+    """Copy a round's pseudo-masks as VOC palette PNGs with their list and class names."""
+    from flows.environment import resolve_home
+    from flows.runs import find_round
+    from wsss_core.errors import InputError
+    from wsss_core.observe import ConsoleRecorder
+    from wsss_core.stages.export import export_masks as export
+    from wsss_core.stages.stage import Workspace
+
+    home = resolve_home()
+    _, chosen = find_round(home, model)
+    masks = chosen.manifests.get("masks")
+    if masks is None:
+        raise InputError(f"round {chosen.round} of {model} has no pseudo-masks; name another round")
+    work = Workspace(home, recorder=ConsoleRecorder())
+    count = export(masks, data=chosen.manifests["dataset"], work=work, out=out)
+    typer.echo(f"{count} masks in {out / 'SegmentationClass'}")
+
+
+@data_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of your photos and tags.")],
+) -> None:
+    """Count photos and classes, and name everything that is wrong or that tags cannot tell apart."""
+    from wsss_core.config import DataConfig
+    from wsss_core.data.check import check_data
+    from wsss_core.errors import DataError
+    from wsss_core.observe import ConsoleRecorder
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give the folder that holds tags.csv")
+    report = check_data(DataConfig(), folder, ConsoleRecorder())
+    typer.echo("\n".join(report.lines()))
+    if report.faults:
+        raise typer.Exit(2)
+
+
+@data_app.command()
+def scenes(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to.")],
+    photos: Annotated[int, typer.Option(metavar="N", help="Number of training scenes.")] = 300,
+    size: Annotated[int, typer.Option(metavar="PX", help="Side of a scene, in pixels.")] = 128,
+    confounding: Annotated[
+        float, typer.Option(metavar="R", help="How much the context misleads, from 0 to below 1.")
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of the generator.")] = 0,
+) -> None:
+    """Generate small pictures with a known causal graph, with tags and true masks, in VOC's layout."""
+    from wsss_core.config import parse_config
+    from wsss_core.data.scenes import write_scenes
+    from wsss_core.observe import ConsoleRecorder
+
+    tree = {"photos": photos, "size_px": size, "confounding": confounding, "seed": seed}
+    config = parse_config({"data": {"scenes": tree}})
+    write_scenes(config.data.scenes, out, ConsoleRecorder())
+    typer.echo(f"scenes in {out}; look at them, then: conta data check {out}")
+
+
+@app.command()
+def ui() -> None:
+    """Show the runs of this home in the browser: Prefect's and MLflow's pages. Ctrl-C ends them."""
+    from flows.environment import resolve_home
+    from flows.servers import start_ui
+
+    start_ui(resolve_home(), say=typer.echo)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation, one line each, and say what to do about a problem."""
+    from flows.doctor import examine
+    from flows.environment import resolve_home
+
+    problems = 0
+    for finding in examine(resolve_home()):
+        typer.echo(finding)
+        problems += not finding.ok
+    if problems:
+        raise typer.Exit(1)
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure is one line on stderr."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last line of defence before a traceback
+        sys.exit(_report(error))
+    sys.exit(0)
+
+
+def _report(error: Exception) -> int:
+    """Say what went wrong; returns the exit code."""
+    from wsss_core.errors import ContaError
+
+    if isinstance(error, ContaError):
+        typer.echo(f"conta: {error}", err=True)
+        return error.exit_code
+    typer.echo(
+        f"conta: {type(error).__name__}: {' '.join(str(error).split())}; this is a fault of ours, "
+        f"please report it with {_keep_traceback(error)}",
+        err=True,
+    )
+    return 1
+
+
+def _keep_traceback(error: Exception) -> str:
+    """Write the traceback where the user can find it; returns the place."""
+    import traceback
+
+    from flows.environment import resolve_home
+
+    text = "".join(traceback.format_exception(error))
+    path = resolve_home() / "fault.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{' '.join(sys.argv)}\n{text}\n")
+    except OSError:
+        typer.echo(text, err=True)
+        return "the lines above"
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Where everything of a user lives, and what Prefect and MLflow are told before they are imported.
+
+A variable that the user has set always wins. PREFECT_HOME is never set: it would drop the user's
+profile.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def resolve_home() -> Path:
+    """CONTA_HOME, absolute; `.conta` in the current folder if it is not set."""
+    return Path(os.environ.get("CONTA_HOME") or ".conta").absolute()
+
+
+def describe_environment(home: Path) -> dict[str, str]:
+    """The variables under which plain `prefect` and `mlflow` commands see the runs of `home`."""
+    return {
+        "CONTA_HOME": str(home),
+        "DO_NOT_TRACK": "true",  # MLflow understands this word alone
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the other one is pickle
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # `conta` speaks for itself
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes and 1 GB for nothing
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+
+
+def set_defaults(home: Path) -> None:
+    """Prepare this process and its children; has to come before Prefect or MLflow is imported."""
+    home.mkdir(parents=True, exist_ok=True)
+    for name, value in describe_environment(home).items():
+        os.environ.setdefault(name, value)
+    os.environ["CONTA_HOME"] = str(home)

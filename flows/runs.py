@@ -1,0 +1,285 @@
+"""Runs on disk: what was asked, what each round made, how it ended, and who is at work on it now.
+
+A run is the folder `CONTA_HOME/runs/<name>-<8 hex>/`; the digits are a hash of all settings that
+change a round's result and of the data's content. How many rounds, where to stop, the device and
+the place of the data folder are not in it: asking for one more round goes on with the same run.
+`run.json` can always be made again from the store, so losing it loses no compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wsss_core.config import Config
+from wsss_core.errors import BusyError, InputError
+from wsss_core.records import Manifest
+from wsss_core.store import write_atomically
+
+_RECORD, _LOCK, _LOG = "run.json", "lock", "run.log"
+
+TABLE_METRICS = (
+    ("CAM", "cam/miou"),
+    ("pseudo-mask", "pseudo/miou"),
+    ("tag agreement", "tag_agreement"),
+)
+"""Columns of the round table beside those of each scored split: title and metric."""
+
+
+class Round(BaseModel):
+    """What one round made.
+
+    Attributes:
+        round: Its number; 0 is the round without a context map.
+        manifests: By stage name, or `stage/split` for a stage that is called for several splits.
+        seconds: Compute that this round added; what it shares with an earlier round counts there.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    round: int
+    manifests: dict[str, Manifest] = {}
+    seconds: float = 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The flat metrics of all its stages, and `seconds`."""
+        merged = {"seconds": self.seconds}
+        for manifest in self.manifests.values():
+            merged |= manifest.metrics
+        return merged
+
+
+class Run(BaseModel):
+    """What `run.json` says.
+
+    Attributes:
+        name: Name of the folder.
+        status: `running` also means: died, if nobody holds the lock.
+        reason: Why it ended, one line; empty when it finished.
+        config: The resolved settings of the latest start.
+        data: Content digest of the data.
+        data_root: Folder of the user's photos; None for scenes.
+        shared: Manifests that belong to no round: `scenes` or `dataset`, `truth`.
+        rounds: From 0 on.
+        started_ms: Wall clock of the latest start, ms since 1970.
+        finished_ms: Wall clock of its end.
+        prefect_run: Id of the latest flow run.
+        prefect_url: Its page.
+        mlflow_run: Id of the parent run.
+        mlflow_url: Its page.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    status: Literal["running", "finished", "stopped", "failed"] = "running"
+    reason: str = ""
+    config: dict[str, Any]
+    data: str
+    data_root: str | None = None
+    shared: dict[str, Manifest] = {}
+    rounds: list[Round] = []
+    started_ms: int
+    finished_ms: int | None = None
+    prefect_run: str | None = None
+    prefect_url: str | None = None
+    mlflow_run: str | None = None
+    mlflow_url: str | None = None
+
+    def start_round(self, number: int) -> Round:
+        """A fresh record of a round, in the place of a former one and of all after it."""
+        fresh = Round(round=number)
+        self.rounds[number:] = [fresh]
+        return fresh
+
+    def keep(self, number: int, label: str, manifest: Manifest) -> None:
+        """Note what a stage of a round made."""
+        target = self.rounds[number]
+        known = {
+            (former.stage, former.key)
+            for earlier in self.rounds[: number + 1]
+            for former in earlier.manifests.values()
+        }
+        if (manifest.stage, manifest.key) not in known:
+            target.seconds = round(target.seconds + manifest.seconds, 3)
+        target.manifests[label] = manifest
+
+
+def name_run(config: Config, data: Manifest) -> str:
+    """The name under which these settings on this data are always found again."""
+    text = f"{config.digest()} {data.digest}"
+    return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def run_folder(home: Path, name: str) -> Path:
+    """The folder of a run."""
+    return home / "runs" / name
+
+
+def log_path(home: Path, name: str) -> Path:
+    """The log of a run: one JSON object a line."""
+    return run_folder(home, name) / _LOG
+
+
+def save_run(home: Path, run: Run) -> None:
+    """Write `run.json`; a reader never sees half of it."""
+    write_atomically(run_folder(home, run.name) / _RECORD, run.model_dump_json(indent=1).encode())
+
+
+def read_run(home: Path, name: str) -> Run | None:
+    """What `run.json` says; None without one that can be read."""
+    try:
+        return Run.model_validate_json((run_folder(home, name) / _RECORD).read_text())
+    except (OSError, ValidationError):
+        return None
+
+
+def list_runs(home: Path) -> list[Run]:
+    """All runs of a home, the latest started first."""
+    folder = home / "runs"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    runs = [run for run in (read_run(home, name) for name in names) if run is not None]
+    return sorted(runs, key=lambda run: run.started_ms, reverse=True)
+
+
+def find_run(home: Path, text: str) -> Run:
+    """The run that a name, the unique beginning of one, or `latest` means.
+
+    Raises:
+        InputError: If it means none or several.
+    """
+    runs = list_runs(home)
+    if not runs:
+        raise InputError(f"no run in {home}; start one with `conta run RECIPE`, or set CONTA_HOME")
+    if text == "latest":
+        return runs[0]
+    matches = [run for run in runs if run.name == text] or [
+        run for run in runs if run.name.startswith(text)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(run.name for run in (matches or runs)[:8])
+    kind = "several runs begin" if matches else "no run begins"
+    raise InputError(f"{kind} with {text!r}; choose one of: {names}")
+
+
+def find_round(home: Path, text: str) -> tuple[Run, Round]:
+    """The round that `RUN:ROUND` means; after `RUN` alone the last one with a segmenter.
+
+    Raises:
+        InputError: If there is no such run or round.
+    """
+    name, colon, number = text.partition(":")
+    run = find_run(home, name)
+    known = {str(entry.round): entry for entry in run.rounds if "segmenter" in entry.manifests}
+    if not known:
+        raise InputError(f"run {run.name} has no trained segmenter yet; finish it with `conta run`")
+    if not colon:
+        return run, list(known.values())[-1]
+    if number not in known:
+        raise InputError(f"run {run.name} has no round {number!r}; it has {', '.join(known)}")
+    return run, known[number]
+
+
+@contextlib.contextmanager
+def hold_run(home: Path, name: str) -> Iterator[None]:
+    """Be the only process at work on a run; the kernel lets go of it when the holder dies.
+
+    Raises:
+        BusyError: If another live process is.
+    """
+    path = run_folder(home, name) / _LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BusyError(
+                f"run {name} is at work already in {file.read().strip() or 'another process'}; "
+                "wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def log_run(home: Path, name: str) -> Iterator[Path]:
+    """Write what any library logs from here on to the run's log."""
+    path = log_path(home, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(_JsonLines())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield path
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def compare_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row a round: `run`, `round` and the flat `metrics`."""
+    return [
+        {"run": run.name, "round": entry.round, "metrics": entry.metrics}
+        for run in runs
+        for entry in run.rounds
+    ]
+
+
+def round_table(run: Run) -> str:
+    """Rounds down, scores across, in percent; a score that was not made is a dash."""
+    return _table(compare_rows([run]), first=("round",))
+
+
+def compare_table(runs: Sequence[Run]) -> str:
+    """The rounds of several runs, run after run."""
+    return _table(compare_rows(runs), first=("run", "round"))
+
+
+def _table(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> str:
+    found = dict.fromkeys(name for row in rows for name in row["metrics"])
+    scored = [
+        (name.removeprefix("seg_").removesuffix("/miou"), name)
+        for name in found
+        if name.startswith("seg_") and name.endswith("/miou")
+    ]
+    columns = [*TABLE_METRICS[:2], *scored, *TABLE_METRICS[2:]]
+    lines = [[*first, *(title for title, _ in columns), "seconds"]]
+    for row in rows:
+        metrics = row["metrics"]
+        scores = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for _, name in columns]
+        lines.append([*(str(row[name]) for name in first), *scores, f"{metrics['seconds']:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )

@@ -1,0 +1,250 @@
+"""Which Prefect server a run talks to, and the two servers of `conta ui`.
+
+Prefect's ephemeral mode is never used: it costs 11 seconds a run, and kill -9 leaves its server
+behind. In its place a server of our own is started on a free loopback port, ended with the run and
+bound to the life of this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from flows.environment import set_defaults
+from wsss_core.errors import ContaError, InputError
+from wsss_core.store import write_atomically
+from wsss_core.workers import start_process
+
+HOST = "127.0.0.1"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000  # the products' own
+READY_S, STOP_S = 180.0, 10.0
+
+_LINKS = "ui.json"
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is up or on its way.
+
+    Attributes:
+        url: Base address, without a slash at the end.
+        health: Path that answers 200 once it is up.
+        process: The child, if it is ours.
+        log: What the child said.
+    """
+
+    url: str
+    health: str
+    process: subprocess.Popen[bytes] | None = None
+    log: Path | None = None
+
+    def wait_ready(self) -> None:
+        """Return once it answers.
+
+        Raises:
+            InputError: If a server of somebody else's does not answer.
+            ContaError: If ours ended or needs more than three minutes.
+        """
+        if self.process is None:
+            if not is_up(self.url + self.health):
+                raise InputError(
+                    f"the Prefect server at {self.url} does not answer; start it, "
+                    "or unset PREFECT_API_URL to let conta bring its own"
+                )
+            return
+        end = time.monotonic() + READY_S
+        while not is_up(self.url + self.health):
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise ContaError(
+                    f"the server at {self.url} did not start; it said why in {self.log}"
+                )
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it if it is ours, politely first."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(STOP_S)
+        self.process.kill()
+        self.process.wait()
+
+
+def is_up(url: str, *, timeout_s: float = 2.0) -> bool:
+    """Whether a GET of `url` answers with success; asked directly, past any proxy."""
+    try:
+        with _direct.open(url, timeout=timeout_s) as answer:
+            return bool(200 <= answer.status < 300)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def open_prefect(home: Path) -> Server:
+    """The Prefect server for a run: the user's, that of a live `conta ui`, or one of our own.
+
+    Prefect in this process is pointed at it. A server of our own may need some seconds more to be
+    up: import what is slow, then `wait_ready`.
+    """
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import PREFECT_API_URL
+
+    given = PREFECT_API_URL.value()
+    if given:
+        return Server(str(given).removesuffix("/").removesuffix("/api"), "/api/health")
+    links = live_ui(home)
+    if links is not None:
+        server = Server(links["prefect"], "/api/health")
+    else:
+        server = _start_prefect(home, find_free_port(), with_pages=False)
+    os.environ["PREFECT_API_URL"] = f"{server.url}/api"
+    refresh_global_settings_context()
+    return server
+
+
+def close_prefect(server: Server) -> None:
+    """Let Prefect say what it still has to say, then end the server if it is ours."""
+    if server.process is None:
+        return
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=STOP_S)
+    server.stop()
+    os.environ.pop("PREFECT_API_URL", None)
+
+
+def live_ui(home: Path) -> dict[str, str] | None:
+    """The addresses of the `conta ui` that runs on this home, `prefect` and `mlflow`; None without."""
+    try:
+        links: dict[str, str] = json.loads((home / _LINKS).read_text())
+        alive = all(
+            is_up(links[name] + path)
+            for name, path in (("prefect", "/api/health"), ("mlflow", "/health"))
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return links if alive else None
+
+
+def start_ui(home: Path, *, say: Callable[[str], None]) -> None:
+    """Serve Prefect's and MLflow's pages of this home until Ctrl-C or SIGTERM.
+
+    If they are served already, says where and returns.
+
+    Args:
+        home: CONTA_HOME.
+        say: Gets each line for the user.
+    """
+    set_defaults(home)
+    links = live_ui(home)
+    if links is not None:
+        say(f"already up (pid {links['pid']})")
+        _say_links(links, say)
+        return
+    servers = [
+        _start_prefect(home, find_free_port(PREFECT_PORT), with_pages=True),
+        _start_mlflow(home, find_free_port(MLFLOW_PORT)),
+    ]
+    links = {"prefect": servers[0].url, "mlflow": servers[1].url, "pid": str(os.getpid())}
+    try:
+        with _until_told() as told:
+            for server in servers:
+                server.wait_ready()
+            write_atomically(home / _LINKS, json.dumps(links, indent=1).encode())
+            _say_links(links, say)
+            say("Ctrl-C ends both")
+            while not told.wait(0.5):
+                for server in servers:
+                    if server.process is not None and server.process.poll() is not None:
+                        raise ContaError(
+                            f"the server at {server.url} ended; it said why in {server.log}"
+                        )
+    finally:
+        (home / _LINKS).unlink(missing_ok=True)
+        for server in servers:
+            server.stop()
+
+
+def find_free_port(wanted: int = 0) -> int:
+    """`wanted` if nobody listens there, else any free port."""
+    for port in (wanted, 0):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, port))
+            return int(listener.getsockname()[1])
+    raise ContaError(f"no free port on {HOST}; close some programs and try again")
+
+
+def _start_prefect(home: Path, port: int, *, with_pages: bool) -> Server:
+    command = ["-m", "prefect", "--no-prompt", "server", "start"]
+    environment = {
+        "PREFECT_SERVER_UI_ENABLED": str(with_pages).lower(),
+        # the pages ask this address, which is ours and not the one of a user's profile
+        "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+    }
+    return _start(home, "prefect", command, port, environment, health="/api/health")
+
+
+def _start_mlflow(home: Path, port: int) -> Server:
+    command = ["-m", "mlflow", "server", "--workers", "1", "--no-serve-artifacts"]
+    command += ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]]
+    command += ["--default-artifact-root", (home / "mlartifacts").as_uri()]
+    return _start(home, "mlflow", command, port, {}, health="/health")
+
+
+def _start(
+    home: Path,
+    name: str,
+    command: Sequence[str],
+    port: int,
+    environment: Mapping[str, str],
+    *,
+    health: str,
+) -> Server:
+    log = home / "logs" / f"{name}-server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = start_process(
+            [sys.executable, *command, "--host", HOST, "--port", str(port)],
+            env=os.environ | environment,
+            **_detached(output),
+        )
+    return Server(f"http://{HOST}:{port}", health, process, log)
+
+
+def _detached(output: IO[bytes]) -> dict[str, IO[bytes] | int]:
+    return {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+
+
+def _say_links(links: Mapping[str, str], say: Callable[[str], None]) -> None:
+    say(f"Prefect  {links['prefect']}")
+    say(f"MLflow   {links['mlflow']}/#/experiments")
+
+
+@contextlib.contextmanager
+def _until_told() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set."""
+    told = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = [signal.signal(number, lambda *_: told.set()) for number in numbers]
+    try:
+        yield told
+    finally:
+        for number, handler in zip(numbers, former, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""One thin Prefect task a stage, and what MLflow gets to see."""

@@ -1,0 +1,434 @@
+"""The settings tree: what a recipe may say, with unit, range, default and source of every field.
+
+One YAML a recipe, checked whole before anything runs. Fields are frozen and unknown keys are
+refused. Sources: "irn" is jiwoon-ahn/irn, "kazuto" is kazuto1011/deeplab-pytorch, "CONTA" is Zhang
+et al. 2020, "DESIGN n" our own decision.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wsss_core.errors import SettingsError
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ScenesConfig(_Settings):
+    """The embedded default data: small pictures drawn from a known causal graph."""
+
+    photos: int = Field(300, ge=8, le=100_000, description="Number of training scenes.")
+    val_photos: int = Field(96, ge=4, le=100_000, description="Number of scenes of each val split.")
+    size_px: int = Field(128, ge=48, le=1024, description="Side of a scene, in pixels.")
+    confounding: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="r: strength of every dependence the graph can cut. 1 is not identifiable.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the generator; independent of the run's seed.")
+
+
+class DataConfig(_Settings):
+    """Where the photos, their tags and, for scoring alone, their masks are."""
+
+    source: Literal["scenes", "voc", "photos"] = Field("scenes", description="Layout of the data.")
+    root: Path | None = Field(
+        None, description="Folder of the data; `conta run --data DIR` sets it."
+    )
+    labels: str = Field(
+        "labels.txt",
+        description="File below root, one class a line, background first. Without labels.txt: "
+        "VOC's 20 (voc), the sorted tags (photos).",
+    )
+    tags: str | None = Field(
+        None,
+        description="csv `filename,tags` below root; voc: or `Annotations` for VOC's XML. null: "
+        "tags.csv (photos), image_tags.csv, or Annotations where that is absent (voc).",
+    )
+    train: str = Field(
+        "train",
+        description="List of training photos: ImageSets/Segmentation/<name>.txt (voc), "
+        "<name>.txt (photos).",
+    )
+    val: tuple[str, ...] = Field(("val",), description="Lists that are scored; never trained on.")
+    download: bool = Field(False, description="voc: let torchvision download VOC 2012 into root.")
+    limit: int | None = Field(None, ge=1, description="Use the first N photos of every split.")
+    core_classes: tuple[str, ...] = Field(
+        (),
+        description="Classes of the second, `core` mean; background always counts. Empty: no core "
+        "mean.",
+    )
+    scenes: ScenesConfig = ScenesConfig()
+
+
+class TrainingConfig(_Settings):
+    """One training loop for every model: SGD with poly decay."""
+
+    epochs: int = Field(
+        5, ge=1, le=1000, description="Passes over the training list (irn classifier: 5)."
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="Photos a step (irn: 16).")
+    learning_rate: float = Field(
+        0.1, gt=0, le=10, description="Rate of the trunk at step 0 (irn: 0.1)."
+    )
+    head_rate_ratio: float = Field(
+        10.0, gt=0, description="New layers train at this times the trunk's rate (irn: 10)."
+    )
+    momentum: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="SGD momentum. irn's code really uses its weight decay, 1e-4, here (swapped "
+        "argument).",
+    )
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="L2 decay (irn: 1e-4; kazuto: 5e-4).")
+    poly_power: float = Field(
+        0.9, gt=0, description="rate = rate_0 * (1 - step / steps) ** power (irn: 0.9)."
+    )
+    clip_norm: float | None = Field(
+        10.0, gt=0, description="Largest global gradient norm; null: no clipping."
+    )
+    long_side_px: tuple[int, int] = Field(
+        (320, 640),
+        description="Random resize: the long side is drawn from this range (irn: 320-640).",
+    )
+    crop_px: int = Field(
+        512, ge=32, le=2048, description="Random square crop on a zero canvas (irn: 512)."
+    )
+
+    @model_validator(mode="after")
+    def _range_ascends(self) -> TrainingConfig:
+        low, high = self.long_side_px
+        if not 16 <= low <= high <= 4096:
+            raise ValueError(
+                f"long_side_px must be an ascending pair in 16..4096, not [{low}, {high}]"
+            )
+        return self
+
+
+class ClassifierConfig(_Settings):
+    """The multi-label classifier on the photo and its context map."""
+
+    backbone: str = Field(
+        "lite0", description="lite0, resnet50, resnet101 or any timm `features_only` name."
+    )
+    pretrained: bool = Field(True, description="Start from ImageNet weights.")
+    output_stride: Literal[8, 16] = Field(16, description="Photo pixels a feature cell (irn: 16).")
+    freeze_until: int = Field(
+        2, ge=0, le=5, description="Blocks 1..n get no update (irn: conv1 to layer2 = 2)."
+    )
+    freeze_bn: bool = Field(
+        True, description="BatchNorm uses ImageNet's statistics and affine (irn: yes)."
+    )
+    init: Literal["imagenet", "previous", "segmenter"] = Field(
+        "imagenet",
+        description="Start of the next round's classifier: CONTA issue #4 says `segmenter` helps.",
+    )
+    training: TrainingConfig = TrainingConfig()
+
+
+class CausalConfig(_Settings):
+    """The intervention: how the next round's context map M is made (CONTA Eq. 1-4; DESIGN 5)."""
+
+    context: Literal[
+        "none", "seg_mask", "shuffled_photo", "shuffled_cells", "uniform_alpha", "conta"
+    ] = Field(
+        "conta",
+        description="What the classifier sees beside the photo; all but `conta` are controls.",
+    )
+    fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
+        "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
+    )
+    adjustment: Literal["nwgm"] = Field(
+        "nwgm", description="The sum over confounders moved inside the network."
+    )
+    scale: Literal["n", "paper"] = Field(
+        "n", description="g of f = g alpha c: n, or 1 as the paper writes it."
+    )
+    prior: Literal["uniform", "frequency"] = Field(
+        "uniform", description="P(c): 1/n (CONTA issue #12) or tag counts."
+    )
+    context_size: int = Field(
+        32, ge=4, le=128, description="Side of the canonical frame of c_i and X_m, in cells."
+    )
+    x_m: Literal["self"] = Field("self", description="Which segmenter predicts a photo's X_m.")
+
+
+class SeedsConfig(_Settings):
+    """Class activation maps."""
+
+    method: Literal["cam", "folder"] = Field(
+        "cam", description="`folder` reads anybody's `<photo id>.npz`."
+    )
+    folder: Path | None = Field(None, description="method folder: where the .npz files are.")
+    scales: tuple[float, ...] = Field(
+        (1.0, 0.5, 1.5, 2.0), description="Photo sizes, each with its flip (irn)."
+    )
+    threshold: float = Field(
+        0.15, gt=0, lt=1, description="Score of the background, constant (irn eval: 0.15)."
+    )
+
+    @model_validator(mode="after")
+    def _folder_given(self) -> SeedsConfig:
+        if (self.method == "folder") != (self.folder is not None):
+            raise ValueError("seeds.folder is needed by, and only by, seeds.method 'folder'")
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) > 8:
+            raise ValueError(f"scales must be numbers in (0, 8], not {list(self.scales)}")
+        return self
+
+
+class CrfConfig(_Settings):
+    """Dense CRF (Kraehenbuehl and Koltun 2011), pydensecrf; defaults are irn's cam_to_ir_label."""
+
+    iterations: int = Field(10, ge=1, le=100, description="Mean-field steps.")
+    gaussian_sxy: float = Field(
+        3.0, gt=0, description="Smoothness kernel: position deviation, in pixels."
+    )
+    gaussian_compat: float = Field(3.0, ge=0, description="Smoothness kernel: weight.")
+    bilateral_sxy: float = Field(
+        50.0, gt=0, description="Appearance kernel: position deviation, in pixels."
+    )
+    bilateral_srgb: float = Field(
+        5.0, gt=0, description="Appearance kernel: colour deviation, in 0..255."
+    )
+    bilateral_compat: float = Field(10.0, ge=0, description="Appearance kernel: weight.")
+
+
+class ExpansionConfig(_Settings):
+    """Seeds to pseudo-masks."""
+
+    method: Literal["crf", "none", "folder"] = Field(
+        "crf", description="`folder` reads anybody's mask PNGs."
+    )
+    folder: Path | None = Field(
+        None, description="method folder: where `<photo id>.png` masks are."
+    )
+    unary: Literal["soft", "hard"] = Field(
+        "soft", description="CRF unary: normalised scores, or hard labels with a confidence (irn)."
+    )
+    hard_confidence: float = Field(
+        0.7, gt=0, lt=1, description="Probability of the hard label (irn: 0.7)."
+    )
+    crf: CrfConfig = CrfConfig()
+
+    @model_validator(mode="after")
+    def _folder_given(self) -> ExpansionConfig:
+        if (self.method == "folder") != (self.folder is not None):
+            raise ValueError(
+                "expansion.folder is needed by, and only by, expansion.method 'folder'"
+            )
+        return self
+
+
+class SegmenterConfig(_Settings):
+    """The segmenter trained on the pseudo-masks."""
+
+    backbone: str = Field(
+        "lite0", description="lite0, resnet50, resnet101 or any timm `features_only` name."
+    )
+    pretrained: bool = Field(True, description="Start from ImageNet weights, every round.")
+    head: Literal["deeplabv2", "deeplabv3plus"] = Field(
+        "deeplabv2", description="DeepLab v2 as CONTA, or v3+."
+    )
+    output_stride: Literal[8, 16] = Field(
+        16, description="Photo pixels a feature cell (kazuto: 8)."
+    )
+    freeze_until: int = Field(1, ge=0, le=5, description="Blocks 1..n get no update.")
+    freeze_bn: bool = Field(
+        True, description="BatchNorm uses ImageNet's statistics and affine (kazuto: yes)."
+    )
+    class_balanced: bool = Field(
+        False, description="Background and foreground pixels weigh the same (DSRG)."
+    )
+    training: TrainingConfig = TrainingConfig(
+        epochs=20,
+        batch_size=10,
+        learning_rate=0.01,
+        weight_decay=5e-4,
+        long_side_px=(256, 640),
+        crop_px=321,
+    )
+
+
+class SegmenterTestConfig(_Settings):
+    """How the segmenter is scored; named in every table it enters."""
+
+    scales: tuple[float, ...] = Field(
+        (1.0,), description="Photo sizes whose probabilities are averaged."
+    )
+    flip: bool = Field(True, description="Average with the mirrored photo.")
+    crf: bool = Field(
+        False, description="Refine by the dense CRF with `segmenter_test.crf_params`."
+    )
+    crf_params: CrfConfig = CrfConfig(
+        gaussian_sxy=1, gaussian_compat=3, bilateral_sxy=67, bilateral_srgb=3, bilateral_compat=4
+    )
+
+
+class EvaluationConfig(_Settings):
+    """What is drawn and when rounds may stop; nothing here changes a mask."""
+
+    panel_photos: int = Field(8, ge=1, le=64, description="Photos in the panel of a round.")
+    worst_photos: int = Field(20, ge=0, le=200, description="Photos in the list of the worst.")
+    stop_stability: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Stop when masks of two rounds agree by this mIoU; null: run every round.",
+    )
+
+
+class RuntimeConfig(_Settings):
+    """How it is computed; never part of a key."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    precision: Literal["fp32", "amp"] = Field(
+        "fp32", description="amp: bf16 autocast, CUDA alone. Part of keys."
+    )
+    threads: int = Field(2, ge=1, le=256, description="CPU threads of a training process.")
+    workers: int = Field(
+        2, ge=1, le=256, description="Processes for CAM, CRF and prediction, one thread each."
+    )
+
+
+class TrackingConfig(_Settings):
+    """What goes to MLflow."""
+
+    panels: Literal["all", "none"] = Field(
+        "all", description="`none` keeps photos out of both databases."
+    )
+
+
+class Config(_Settings):
+    """Everything a run depends on."""
+
+    name: str = Field(
+        "scenes", pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$", description="The experiment in MLflow."
+    )
+    seed: int = Field(0, ge=0, description="Seed of every stage.")
+    rounds: int = Field(2, ge=0, le=20, description="T: rounds after round 0 (CONTA: 3).")
+    supervision: Literal["tags", "truth"] = Field(
+        "tags", description="`truth` trains the segmenter on true masks: the fully supervised twin."
+    )
+    data: DataConfig = DataConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    causal: CausalConfig = CausalConfig()
+    seeds: SeedsConfig = SeedsConfig()
+    expansion: ExpansionConfig = ExpansionConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    segmenter_test: SegmenterTestConfig = SegmenterTestConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def digest(self) -> str:
+        """Eight hex digits of all that changes a round's result.
+
+        Not in it: where and how fast it is computed, what is tracked, where the data folder lies,
+        and how many rounds there are, so that a run asked for more rounds goes on with those it
+        has.
+        """
+        tree = self.model_dump(
+            mode="json",
+            exclude={
+                "rounds": True,
+                "tracking": True,
+                "data": {"root", "download"},
+                "evaluation": {"stop_stability"},
+                "runtime": {"device", "threads", "workers"},
+            },
+        )
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The resolved settings of a recipe.
+
+    Args:
+        path: A YAML file; missing fields take their defaults.
+        overrides: `a.b=value` texts that win over the file; the value is read as YAML.
+
+    Raises:
+        SettingsError: For a missing file, broken YAML, an unknown name or a value out of range; one
+        line each.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise SettingsError(f"no recipe at {path}; the ones that ship are in recipes/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(
+            f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from None
+    if not isinstance(tree, dict):
+        raise SettingsError(
+            f"{path} holds {type(tree).__name__}; expected settings as `name: value`"
+        )
+    for text in overrides:
+        _apply_override(tree, text)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Check a plain tree; every fault is named in one message.
+
+    Raises:
+        SettingsError: As `load_recipe`.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _apply_override(tree: dict[str, Any], text: str) -> None:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise SettingsError(f"--set {text!r} is not of the form a.b=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SettingsError(f"--set {name}: {value!r} is not a YAML value") from None
+    *path, leaf = name.split(".")
+    node = tree
+    for part in path:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise SettingsError(f"--set {name}: {part!r} is a value, not a group of settings")
+        node = child
+    node[leaf] = parsed
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as a sentence with the setting's name."""
+    path = [str(part) for part in item["loc"]]
+    name = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = (
+            f"did you mean '{'.'.join([*path[:-1], near[0]])}'?"
+            if near
+            else f"known here: {', '.join(known)}"
+        )
+        return f"unknown setting '{name}' ({hint})"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{name}: {message}, not {item['input']!r}" if name else message
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

@@ -1,0 +1,138 @@
+"""The multi-label classifier on the photo and its context map.
+
+IRNet's form: trunk, global average pooling, bias-free 1x1 class layer, so that the class layer
+applied before pooling is the class activation map (irn net/resnet50_cam.py). A context map M joins
+by fusion: conv(X; W) + conv_m(M; w_m) with w_m zero at the start, which is the concatenation [X ;
+M] of the paper with pretrained weights kept bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsss_core.models.backbones import Backbone
+
+ContextAt = Callable[[tuple[int, int]], Tensor]
+"""Gives the context map of a batch, (B,1,h,w), at a feature map's size (h,w)."""
+
+
+class ContextSlice(nn.Module):
+    """The weights w_m of the context channel of one convolution, zero at the start.
+
+    It adds conv_m(M; w_m) to what the convolution gives, through a hook, so that the trunk's own
+    names and weights stay as they are and conv(X; W) can be shared by every confounder.
+
+    Attributes:
+        conv: conv_m, one input channel, same kernel and stride, no bias.
+        context: The context of the batch under way; None adds nothing.
+        rms: Root mean square of conv_m(M) and of conv(X) in the last batch.
+    """
+
+    def __init__(self, beside: nn.Conv2d) -> None:
+        super().__init__()
+        kernel, dilation = _pair(beside.kernel_size), _pair(beside.dilation)
+        self.conv = nn.Conv2d(
+            1,
+            beside.out_channels,
+            kernel,
+            _pair(beside.stride),
+            (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2),
+            dilation,
+            bias=False,
+        )
+        nn.init.zeros_(self.conv.weight)
+        self.context: ContextAt | None = None
+        self.rms = (0.0, 0.0)
+        beside.register_forward_hook(self._add)
+
+    def _add(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self.context is None:
+            return output
+        added = self.conv(self.context((inputs[0].shape[-2], inputs[0].shape[-1])))
+        self.rms = (_rms(added), _rms(output))
+        return output + added
+
+
+class Classifier(nn.Module):
+    """Trunk, fusion, class layer.
+
+    Attributes:
+        backbone: The trunk.
+        head: Bias-free 1x1 class layer.
+        slices: Where the context joins; empty for a plain classifier.
+    """
+
+    def __init__(self, backbone: Backbone, *, num_classes: int, fusion: str | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Conv2d(backbone.shape.channels[-1], num_classes, 1, bias=False)
+        self.slices = nn.ModuleList(ContextSlice(conv) for conv in self._fused(fusion))
+
+    def forward(self, photos: Tensor, context: ContextAt | None = None) -> Tensor:
+        """Logits (B,n) of normalised photos (B,3,H,W): the mean of the class maps."""
+        return self.class_maps(photos, context).mean(dim=(2, 3))
+
+    def class_maps(self, photos: Tensor, context: ContextAt | None = None) -> Tensor:
+        """Unrectified class activation maps (B,n,h,w); their mean is the logit."""
+        slices = self._context_slices()
+        for part in slices:
+            part.context = context
+        try:
+            return self.head(self.backbone(photos)[-1])
+        finally:
+            for part in slices:
+                part.context = None
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Parameters without pretrained weights: the class layer and the context slices."""
+        return [*self.head.parameters(), *self.slices.parameters()]
+
+    def context_rms_ratio(self) -> float:
+        """RMS of conv_m(M) over that of conv(X) in the last batch, mean over slices; 0 if none."""
+        pairs = [part.rms for part in self._context_slices()]
+        ratios = [added / max(photo, 1e-12) for added, photo in pairs]
+        return sum(ratios) / len(ratios) if ratios else 0.0
+
+    def _context_slices(self) -> list[ContextSlice]:
+        return [part for part in self.slices if isinstance(part, ContextSlice)]
+
+    def _fused(self, fusion: str | None) -> list[nn.Conv2d]:
+        if fusion is None:
+            return []
+        if fusion == "head":
+            return [self.head]
+        blocks = range(2, 6) if fusion == "all" else [int(fusion.removeprefix("block"))]
+        return [self.backbone.first_convolution(block) for block in blocks]
+
+
+def multilabel_loss(logits: Tensor, tags: Tensor) -> Tensor:
+    """Multi-label soft-margin loss: mean BCE on logits over photos and classes.
+
+    It is CONTA's likelihood, -log of a product of sigmoids over n (its issues #3 and #9).
+
+    Args:
+        logits: (B,n).
+        tags: (B,n), 1 where the photo carries the tag.
+    """
+    return F.multilabel_soft_margin_loss(logits, tags)
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    height, width = values
+    return height, width
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.detach().float().square().mean().sqrt())
+
+
+def initialise_head(classifier: Classifier, generator: torch.Generator) -> None:
+    """Draw the class layer from its own generator: every arm of a study starts from the same."""
+    weight = classifier.head.weight
+    bound = classifier.head.in_channels**-0.5
+    with torch.no_grad():
+        weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))

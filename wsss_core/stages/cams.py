@@ -1,0 +1,139 @@
+"""Stage `cams`: class activation maps of the training photos, over scales and flips (step 2)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsss_core.config import SeedsConfig
+from wsss_core.data.images import photo_size
+from wsss_core.data.transforms import normalise, resize_photo, scaled_size
+from wsss_core.errors import DataError
+from wsss_core.records import Manifest, TaggedPhoto
+from wsss_core.seeds.cam import Cam, normalise_cam, read_cam, sum_scales, write_cam
+from wsss_core.stages.classifier import ContextClassifier, load_classifier, photo_contexts
+from wsss_core.stages.shards import read_batches, split_shards
+from wsss_core.stages.stage import Job, Stage
+from wsss_core.store import Measured
+from wsss_core.workers import map_shards
+
+BATCH_PHOTOS = 4
+
+
+def _write(
+    out: Path,
+    job: Job,
+    *,
+    data: Manifest,
+    classifier: Manifest | None,
+    x_m: Manifest | None = None,
+) -> Measured:
+    settings: SeedsConfig = job.settings
+    dataset = job.work.dataset(data)
+    photos = dataset.splits["train"]
+    if settings.method == "folder" or classifier is None:
+        return _adopt(out, job, photos)
+    model = job.work.folder(classifier)
+    contexts = photo_contexts(photos, model, None if x_m is None else job.work.folder(x_m))
+    device = job.work.device()
+    shard = functools.partial(
+        _write_shard,
+        folder=model,
+        out=out,
+        scales=settings.scales,
+        device=str(device),
+    )
+    items = list(zip(photos, contexts, strict=True))
+    workers = 1 if device.type == "cuda" else job.work.runtime.workers
+    for _ in map_shards(
+        shard, split_shards(items), workers=workers, recorder=job.work.recorder, what="cams"
+    ):
+        pass
+    return Measured()
+
+
+def _write_shard(
+    items: Sequence[tuple[TaggedPhoto, np.ndarray | None]],
+    *,
+    folder: Path,
+    out: Path,
+    scales: tuple[float, ...],
+    device: str,
+) -> int:
+    model = _load(folder, device)
+    photos = [photo for photo, _ in items]
+    for positions, pixels in read_batches(photos, batch_size=BATCH_PHOTOS):
+        contexts = [context for _, context in (items[p] for p in positions) if context is not None]
+        x_m = torch.from_numpy(np.stack(contexts)) if contexts else None
+        maps = class_activation_maps(model, pixels, x_m, scales=scales)
+        for position, photo_maps in zip(positions, maps, strict=True):
+            photo = photos[position]
+            tags = np.array(photo.tags, np.int64)
+            cam = normalise_cam(photo_maps[tags])
+            size = (pixels.shape[1], pixels.shape[2])
+            write_cam(out / f"{photo.id}.npz", Cam(tags, cam.numpy(), size))
+    return len(items)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(folder: Path, device: str) -> ContextClassifier:
+    return load_classifier(folder).to(device).to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def class_activation_maps(
+    model: ContextClassifier, photos: np.ndarray, x_m: Tensor | None, *, scales: Sequence[float]
+) -> Tensor:
+    """Rectified class maps of equally sized photos, summed over scales and flips; no maximum taken.
+
+    Args:
+        model: Trained classifier in evaluation mode.
+        photos: (B,H,W,3) uint8.
+        x_m: (B,s,s), or None in round 0. The context map is resized and flipped with the photo.
+        scales: Photo sizes relative to the original; each side is rounded to a multiple of 16 px.
+
+    Returns:
+        (B,n,ceil(H/4),ceil(W/4)) float32 on CPU, >= 0.
+    """
+    device = next(model.parameters()).device
+    size = (photos.shape[1], photos.shape[2])
+    whole = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    mirrored = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    num = len(photos)
+    affine = torch.stack([whole] * num + [mirrored] * num).to(device)
+    contexts = None if x_m is None else torch.cat([x_m, x_m]).to(device)
+
+    def maps_at(scale: float) -> Tensor:
+        target = scaled_size(size, scale, multiple=16)
+        views = torch.stack([normalise(resize_photo(photo, target)) for photo in photos])
+        views = torch.cat([views, views.flip(-1)]).to(device, memory_format=torch.channels_last)
+        maps = model.class_maps(views, contexts, affine).float().relu()
+        return maps[:num] + maps[num:].flip(-1)
+
+    return sum_scales(maps_at, scales, size).cpu()
+
+
+def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto]) -> Measured:
+    """Anybody's CAMs: read, checked against tags and photo size, stored as ours."""
+    folder = Path(job.settings.folder)
+    for done, photo in enumerate(photos, start=1):
+        path = folder / f"{photo.id}.npz"
+        cam, size = read_cam(path), photo_size(photo.path)
+        if cam.size != size:
+            raise DataError(f"{path} is for a photo of {cam.size}, its photo is {size}")
+        if tuple(cam.classes) != photo.tags:
+            raise DataError(
+                f"{path} holds classes {list(map(int, cam.classes))}; expected the photo's tags, "
+                f"ascending: {list(photo.tags)}"
+            )
+        write_cam(out / f"{photo.id}.npz", cam)
+        job.work.recorder.progress("cams from folder", done, len(photos))
+    return Measured()
+
+
+make_cams = Stage("cams", _write, lambda config: config.seeds)

@@ -1,0 +1,55 @@
+"""A round's pseudo-masks in VOC's layout, for other toolboxes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from wsss_core.errors import InputError, StoreError
+from wsss_core.records import Manifest
+from wsss_core.stages.stage import Workspace
+from wsss_core.store import read_index
+
+
+def export_masks(masks: Manifest, *, data: Manifest, work: Workspace, out: Path) -> int:
+    """Copy the masks of an artifact; the list is written last.
+
+    Writes `SegmentationClass/<photo id>.png` (VOC palette), `labels.txt` (background first) and
+    `ImageSets/Segmentation/train.txt` (the photo ids that have a mask). Photos are not copied.
+
+    Args:
+        masks: Manifest of pseudo-masks or predictions.
+        data: Manifest of the photos they belong to.
+        work: Whose store holds both.
+        out: Folder to write to; files of the same name are replaced.
+
+    Returns:
+        Number of masks.
+
+    Raises:
+        InputError: If `out` is a file.
+        StoreError: If the store or `out` fails.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the masks")
+    source = work.store.open(masks)
+    classes = json.loads((work.store.open(data) / "dataset.json").read_text())["classes"]
+    files = {
+        name: file for name, file in sorted(read_index(source).items()) if file.endswith(".png")
+    }
+    try:
+        for done, file in enumerate(files.values(), 1):
+            target = out / "SegmentationClass" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target)
+            work.recorder.progress("export masks", done, len(files))
+        (out / "labels.txt").write_text("\n".join(["background", *classes]) + "\n")
+        lists = out / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / "train.txt").write_text("".join(f"{name}\n" for name in files))
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or out} cannot be written ({error.strerror or error})"
+        ) from error
+    return len(files)

@@ -1,0 +1,106 @@
+"""Stage `segmenter`: train it on the pseudo-masks, from ImageNet every round (step 3)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wsss_core.config import SegmenterConfig
+from wsss_core.data.images import read_mask, read_photo
+from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
+from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
+from wsss_core.models.segmenter import Segmenter, initialise_new_layers, segmentation_loss
+from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
+from wsss_core.seeding import torch_generator
+from wsss_core.stages.stage import Job, Stage
+from wsss_core.store import Measured
+from wsss_core.training.loop import Batch, Machine, Trainable, train
+
+WEIGHTS, DESCRIPTION = "segmenter.safetensors", "segmenter.json"
+
+
+def build_segmenter(settings: SegmenterConfig, num_labels: int, *, pretrained: bool) -> Segmenter:
+    """An untrained segmenter; `num_labels` counts the background."""
+    backbone = build_backbone(
+        settings.backbone, pretrained=pretrained, output_stride=settings.output_stride
+    )
+    return Segmenter(backbone, num_classes=num_labels, head=settings.head)
+
+
+def load_segmenter(folder: Path) -> tuple[Segmenter, tuple[str, ...]]:
+    """The trained segmenter of an artifact, in evaluation mode on CPU, and its classes' names."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    settings = SegmenterConfig.model_validate(description["segmenter"])
+    model = build_segmenter(settings, len(description["classes"]) + 1, pretrained=False)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval(), tuple(description["classes"])
+
+
+def _write(out: Path, job: Job, *, data: Manifest, masks: Manifest) -> Measured:
+    settings: SegmenterConfig = job.settings
+    dataset = job.work.dataset(data)
+    model = build_segmenter(settings, len(dataset.classes) + 1, pretrained=settings.pretrained)
+    initialise_new_layers(model, torch_generator(job.seed, "head"))
+    freeze(model.backbone, until=settings.freeze_until, batch_norm=settings.freeze_bn)
+    history = train(
+        Trainable(
+            "segmenter",
+            model,
+            model.new_parameters(),
+            functools.partial(_loss, class_balanced=settings.class_balanced),
+            functools.partial(set_training_mode, batch_norm_frozen=settings.freeze_bn),
+        ),
+        items=dataset.splits["train"],
+        view=functools.partial(
+            _view, masks=job.work.folder(masks), settings=settings, seed=job.seed
+        ),
+        config=settings.training,
+        seed=job.seed,
+        machine=Machine(
+            device=job.work.device(),
+            amp=job.amp,
+            threads=job.work.runtime.threads,
+            scratch=job.scratch,
+            recorder=job.work.recorder,
+        ),
+    )
+    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / WEIGHTS)
+    description = {"segmenter": settings.model_dump(mode="json"), "classes": dataset.classes}
+    (out / DESCRIPTION).write_text(json.dumps(description, sort_keys=True))
+    return Measured(
+        {"segmenter/loss": history[-1]["loss"], "segmenter/skipped": history[-1]["skipped"]},
+        history,
+    )
+
+
+def _view(
+    photo: TaggedPhoto, epoch: int, *, masks: Path, settings: SegmenterConfig, seed: int
+) -> Batch:
+    pixels = read_photo(photo.path)
+    crop = draw_crop(
+        pixels.shape[:2],
+        long_side_px=settings.training.long_side_px,
+        crop_px=settings.training.crop_px,
+        seed=seed,
+        epoch=epoch,
+        photo_id=photo.id,
+    )
+    labels = read_mask(masks / f"{photo.id}.png")
+    return {"photo": crop_photo(pixels, crop), "labels": crop_labels(labels, crop)}
+
+
+def _loss(model: nn.Module, batch: Batch, *, class_balanced: bool) -> Tensor | None:
+    labels: Tensor = batch["labels"]
+    if bool(torch.all(labels == IGNORE_INDEX)):
+        return None
+    return segmentation_loss(
+        model(batch["photo"]), labels, ignore_index=IGNORE_INDEX, class_balanced=class_balanced
+    )
+
+
+train_segmenter = Stage("segmenter", _write, lambda config: config.segmenter, seeded=True)

@@ -1,0 +1,187 @@
+"""What a stage is: settings and manifests in, one artifact in the store out.
+
+The same question has the same key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsss_core.config import Config, RuntimeConfig
+from wsss_core.errors import InputError
+from wsss_core.observe import Recorder, SilentRecorder
+from wsss_core.records import Dataset, Manifest, TaggedPhoto
+from wsss_core.seeding import derive_seed
+from wsss_core.store import Measured, Store, code_parts, code_stamp, plain, stage_key
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a stage works and how it computes; nothing here changes a result.
+
+    Attributes:
+        home: CONTA_HOME, absolute.
+        photos_root: Folder of the user's data; None for scenes, which live in the store.
+        runtime: Device, threads and workers.
+        recorder: Who hears of the progress.
+    """
+
+    home: Path
+    photos_root: Path | None = None
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    recorder: Recorder = field(default_factory=SilentRecorder)
+
+    @property
+    def store(self) -> Store:
+        """The artifacts of this home."""
+        return Store(self.home / "store")
+
+    def folder(self, manifest: Manifest) -> Path:
+        """Where an artifact's files are."""
+        return self.store.folder(manifest)
+
+    def data_root(self, data: Manifest) -> Path:
+        """The folder that the photo files of a data manifest are relative to."""
+        if data.stage == "scenes":
+            return self.folder(data)
+        if self.photos_root is None:
+            raise InputError(
+                "this data set needs the folder of its photos; give it with --data DIR"
+            )
+        return self.photos_root
+
+    def dataset(self, data: Manifest) -> Dataset:
+        """The photos and tags behind a data manifest, from its `dataset.json`; see `data.index`."""
+        root = self.data_root(data)
+        document = json.loads((self.folder(data) / "dataset.json").read_text())
+        photos = {
+            entry["id"]: TaggedPhoto(entry["id"], root / entry["file"], tuple(entry["tags"]))
+            for entry in document["photos"]
+        }
+        splits = {name: tuple(photos[i] for i in ids) for name, ids in document["splits"].items()}
+        return Dataset(tuple(document["classes"]), splits)
+
+    def device(self) -> torch.device:
+        """The device that `runtime.device` names.
+
+        Raises:
+            InputError: If it is a CUDA device and there is none.
+        """
+        name = self.runtime.device
+        if name == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if name != "cpu" and not torch.cuda.is_available():
+            raise InputError(
+                f"runtime.device is {name!r}, but no CUDA device is seen here; "
+                "set it to cpu or auto"
+            )
+        return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a stage: everything its `write` may look at beside the input manifests.
+
+    Attributes:
+        settings: The stage's own slice of the settings; what is not in it cannot be read, so the
+            key is honest.
+        seed: The stage's seed.
+        amp: Whether bf16 autocast is on.
+        work: Where and how.
+        scratch: Folder for checkpoints; it survives a death and is named by the key.
+    """
+
+    settings: Any
+    seed: int
+    amp: bool
+    work: Workspace
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named step of a round.
+
+    Attributes:
+        name: First folder below `store/`, and the name of its Prefect task.
+        write: `write(out, job, **inputs) -> Measured`: fills the folder `out`; inputs are manifests
+            or None.
+        settings: The slice of the settings it depends on.
+        seeded: Whether it draws random numbers.
+    """
+
+    name: str
+    write: Callable[..., Measured]
+    settings: Callable[[Config], Any]
+    seeded: bool = False
+
+    def key(self, config: Config, **inputs: Manifest | str | None) -> str:
+        """The key of the artifact that these settings and inputs would make."""
+        return stage_key(
+            self.name,
+            code=code_stamp(self.write.__module__),
+            settings=self.settings(config),
+            seed=self._seed(config) if self.seeded else None,
+            precision=self._precision(config) if self.seeded else "fp32",
+            inputs=inputs,
+        )
+
+    def question(self, config: Config, **inputs: Manifest | str | None) -> dict[str, Any]:
+        """What the key is made of, in parts that a person can compare with another artifact's."""
+        return {
+            "settings": plain(self.settings(config)),
+            "code": code_parts(self.write.__module__),
+            "seed": self._seed(config) if self.seeded else None,
+            "precision": self._precision(config) if self.seeded else "fp32",
+            "inputs": {
+                name: value.digest if isinstance(value, Manifest) else value
+                for name, value in inputs.items()
+            },
+        }
+
+    def find(
+        self, config: Config, work: Workspace, **inputs: Manifest | str | None
+    ) -> tuple[Manifest | None, str | None]:
+        """The verified artifact of these settings and inputs, or its fault; see `Store.find`."""
+        return work.store.find(self.name, self.key(config, **inputs))
+
+    def __call__(
+        self, config: Config, work: Workspace, **inputs: Manifest | str | None
+    ) -> Manifest:
+        """The artifact's manifest: found whole in the store, or made now.
+
+        Raises:
+            ContaError: When the stage cannot be done; its message is for the user.
+        """
+        key = self.key(config, **inputs)
+        found, problem = work.store.find(self.name, key)
+        if found is not None:
+            return found
+        if problem is not None:
+            work.recorder.note(f"rebuilt {self.name}: {problem}")
+        job = Job(
+            settings=self.settings(config),
+            seed=self._seed(config),
+            amp=self._precision(config) == "amp",
+            work=work,
+            scratch=work.home / "scratch" / self.name / key,
+        )
+        return work.store.publish(
+            self.name,
+            key,
+            lambda out: self.write(out, job, **inputs),
+            question=self.question(config, **inputs),
+        )
+
+    def _seed(self, config: Config) -> int:
+        return derive_seed(config.seed, self.name)
+
+    def _precision(self, config: Config) -> str:
+        cuda = config.runtime.device != "cpu" and torch.cuda.is_available()
+        return "amp" if config.runtime.precision == "amp" and cuda else "fp32"

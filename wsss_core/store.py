@@ -1,0 +1,408 @@
+"""The content-addressed store: every artifact is whole and verified, or it is not there.
+
+`CONTA_HOME/store/<stage>/<key>/` holds the artifact's files, their `index.jsonl` and
+`manifest.json`. It is written in a temporary folder beside it, synced to disk and renamed, under a
+lock the kernel drops when its holder dies. A hit is believed after every file was hashed again.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from wsss_core.errors import StoreError
+from wsss_core.records import Manifest
+
+FORMAT = 1
+"""Version of the layout; raised when an older store can no longer be read as it is."""
+
+_MANIFEST, _INDEX, _QUESTION = "manifest.json", "index.jsonl", "question.json"
+_FORMAT = "format"  # beside the stages' folders
+# These modules say what is asked, not how it is computed: a change in them changes no artifact
+# (DESIGN 3).
+_UNSTAMPED = frozenset({"config", "errors", "records", "store", "observe"})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a stage found out while it wrote its files.
+
+    Attributes:
+        metrics: Flat names to finite numbers.
+        history: Scalars of each training epoch.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Store:
+    """The artifacts below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, manifest: Manifest) -> Path:
+        """Where the artifact's files are."""
+        return self.root / manifest.stage / manifest.key
+
+    def check_format(self) -> None:
+        """Make sure that this version can read what is there; a new or empty store passes.
+
+        Raises:
+            StoreError: If the store was written in another layout.
+        """
+        mark = self.root / _FORMAT
+        if mark.is_file() and mark.read_text().strip() != str(FORMAT):
+            raise StoreError(
+                f"{self.root} has layout {mark.read_text().strip()}, this version reads {FORMAT}; "
+                "set CONTA_HOME to another folder"
+            )
+
+    def open(self, manifest: Manifest) -> Path:
+        """The artifact's folder, after every file was hashed again.
+
+        Raises:
+            StoreError: If it was removed or changed.
+        """
+        found, problem = self.find(manifest.stage, manifest.key)
+        if found is None:
+            raise StoreError(
+                f"{self.folder(manifest)}: {problem or 'it was removed'}; run the recipe again"
+            )
+        return self.folder(found)
+
+    def peek(self, stage: str, key: str) -> Manifest | None:
+        """The manifest under a key, unverified; None if there is none or it cannot be read."""
+        try:
+            return Manifest.model_validate_json((self.root / stage / key / _MANIFEST).read_text())
+        except (OSError, ValidationError):
+            return None
+
+    def find(self, stage: str, key: str) -> tuple[Manifest | None, str | None]:
+        """The verified manifest under a key, and what is wrong with it.
+
+        Returns:
+            (manifest, None) for a sound artifact, (None, None) if there is none, (None, reason) for
+            a damaged one.
+        """
+        if not (self.root / stage / key).is_dir():
+            return None, None
+        manifest = self.peek(stage, key)
+        if manifest is None:
+            return None, f"{_MANIFEST} is missing or unreadable"
+        problem = self._problem(manifest)
+        return (manifest, None) if problem is None else (None, problem)
+
+    def questions(self, stage: str) -> list[dict[str, Any]]:
+        """What the keys of a stage's artifacts were made of, latest first; see `Stage.question`."""
+        files = sorted(
+            self.root.glob(f"{stage}/[!.]*/{_QUESTION}"), key=lambda p: p.stat().st_mtime_ns
+        )
+        found = []
+        for file in reversed(files):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(file.read_text()))
+        return found
+
+    def publish(
+        self,
+        stage: str,
+        key: str,
+        write: Callable[[Path], Measured],
+        *,
+        question: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write an artifact and make it appear under its key, all or nothing.
+
+        Args:
+            stage: Name of the stage.
+            key: What `stage_key` gave.
+            write: Fills an empty folder. It may take hours; nothing is visible before it returns.
+            question: What the key was made of; kept beside the manifest, outside the digest.
+
+        Returns:
+            The manifest; that of another process if it finished the same key while we waited for
+            the lock.
+
+        Raises:
+            StoreError: On a full disk or a folder that cannot be written.
+        """
+        final = self.root / stage / key
+        scratch = final.with_name(f".tmp-{key}")
+        try:
+            self.check_format()
+            with _locked(self.root / stage / f".{key}.lock"):
+                if not (self.root / _FORMAT).exists():
+                    write_atomically(self.root / _FORMAT, f"{FORMAT}\n".encode())
+                found, _ = self.find(stage, key)
+                if found is not None:
+                    return found
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(parents=True)
+                started = time.monotonic()
+                measured = write(scratch)
+                index = _write_index(scratch)
+                manifest = Manifest(
+                    stage=stage,
+                    key=key,
+                    digest=hashlib.sha256(index).hexdigest()[:24],
+                    count=index.count(b"\n"),
+                    index_sha256=hashlib.sha256(index).hexdigest(),
+                    metrics=dict(measured.metrics),
+                    history=measured.history,
+                    finished_ms=time.time_ns() // 1_000_000,
+                    seconds=round(time.monotonic() - started, 3),
+                    versions=library_versions(),
+                )
+                if question is not None:
+                    text = json.dumps(question, indent=1, sort_keys=True)
+                    _write_synced(scratch / _QUESTION, text.encode())
+                _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+                if final.exists():  # a damaged copy; it goes only now that its successor is whole
+                    shutil.rmtree(final)
+                scratch.replace(final)
+                _sync_folder(final.parent)
+                return manifest
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreError(
+                    f"the disk of {self.root} is full; free space and run the same command again"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                raise StoreError(
+                    f"{error.filename or final} cannot be written; check its owner and permissions"
+                ) from error
+            raise
+
+    def _problem(self, manifest: Manifest) -> str | None:
+        folder = self.folder(manifest)
+        try:
+            index = (folder / _INDEX).read_bytes()
+            if hashlib.sha256(index).hexdigest() != manifest.index_sha256:
+                return f"{_INDEX} was changed"
+            for line in index.splitlines():
+                entry = json.loads(line)
+                if file_sha256(folder / entry["file"]) != entry["sha256"]:
+                    return f"{entry['file']} was changed"
+        except FileNotFoundError as error:
+            return f"{Path(str(error.filename)).name} is missing"
+        except OSError as error:
+            return f"{error.filename} cannot be read ({error.strerror})"
+        return None
+
+
+def stage_key(
+    stage: str,
+    *,
+    code: str,
+    settings: Any,
+    seed: int | None,
+    precision: str,
+    inputs: Mapping[str, Manifest | str | None],
+) -> str:
+    """Hash of everything that decides a stage's content.
+
+    Never in it: a path, a round number, a device, a worker count.
+
+    Args:
+        stage: Name of the stage.
+        code: `code_stamp` of its module.
+        settings: Its own slice of the settings: models, or plain JSON values, or mappings of them.
+        seed: Its seed; None for a stage that draws nothing.
+        precision: `fp32` or `amp`, resolved.
+        inputs: Manifests it reads, of which only the content digests count, and names such as a
+            split's. An absent input differs from any present one.
+    """
+    document = {
+        "stage": stage,
+        "code": code,
+        "settings": plain(settings),
+        "seed": seed,
+        "precision": precision,
+        "inputs": {
+            name: value.digest if isinstance(value, Manifest) else value
+            for name, value in sorted(inputs.items())
+        },
+    }
+    return hashlib.sha256(
+        json.dumps(document, sort_keys=True, allow_nan=False).encode()
+    ).hexdigest()[:24]
+
+
+@functools.cache
+def code_stamp(module: str) -> str:
+    """Hash of the code a stage runs: its module and all it imports of `wsss_core`.
+
+    Comments and docstrings do not count.
+    """
+    return hashlib.sha256(json.dumps(code_parts(module), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def code_parts(module: str) -> dict[str, str]:
+    """Hash of each module behind a stage, so that a miss can name the one that changed."""
+    parts: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in parts or name.removeprefix("wsss_core.").split(".")[0] in _UNSTAMPED:
+            continue
+        tree = _parse(name)
+        if tree is None:
+            continue
+        waiting.extend(_core_imports(tree, name))
+        _strip_docstrings(tree)
+        parts[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return parts
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes, read in blocks (0.9 GB/s)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose change may move a number."""
+    names = ("torch", "torchvision", "timm", "numpy", "pillow", "pydensecrf2")
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """File of each photo id of an artifact, relative to `folder`."""
+    lines = (folder / _INDEX).read_text().splitlines()
+    return {entry["id"]: entry["file"] for entry in map(json.loads, lines)}
+
+
+def _write_index(folder: Path) -> bytes:
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    lines = []
+    for file in files:
+        _sync_file(folder / file)
+        entry = {
+            "id": file.rpartition(".")[0] or file,
+            "file": file,
+            "sha256": file_sha256(folder / file),
+        }
+        lines.append(json.dumps(entry, sort_keys=True) + "\n")
+    index = "".join(lines).encode()
+    _write_synced(folder / _INDEX, index)
+    return index
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file so that a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _write_synced(scratch, content)
+    scratch.replace(path)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an flock; its file says who holds it, for the one who waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"{socket.gethostname()} {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON values: models as mappings, tuples as lists."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def _parse(module: str) -> ast.Module | None:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    return ast.parse(Path(spec.origin).read_text())
+
+
+def _core_imports(tree: ast.Module, module: str) -> list[str]:
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [
+        name
+        for name in names
+        if name.startswith("wsss_core.") and name != module and _is_module(name)
+    ]
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _strip_docstrings(tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            and node.body
+        ):
+            first = node.body[0]
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]

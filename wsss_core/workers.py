@@ -1,0 +1,208 @@
+"""Child processes: started in one place, alive no longer than their parent.
+
+Shard work (CAM, CRF, prediction) runs in processes of one thread each, so that its bits do not
+depend on how many there are. The pool forks from a server that has imported torch once: a worker
+is up in milliseconds instead of the seven seconds of a fresh import.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from wsss_core.errors import ContaError
+from wsss_core.observe import Recorder
+
+Shard = TypeVar("Shard")
+Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PRELOADED = ("torch", "torchvision", "timm")
+
+_pools: dict[int, ProcessPoolExecutor] = {}
+
+
+def map_shards(
+    function: Callable[[Shard], Result],
+    shards: Sequence[Shard],
+    *,
+    workers: int,
+    recorder: Recorder,
+    what: str,
+) -> Iterator[Result]:
+    """Results of `function` in the order of `shards`, from processes of one torch thread each.
+
+    At most two shards a worker are under way, so results never pile up before a slow consumer. The
+    processes stay for the next call.
+
+    Args:
+        function: A function of a module, or a `functools.partial` of one; it and its result must
+            pickle.
+        shards: What each call gets. A list or tuple counts as its length in the progress, anything
+            else as one.
+        workers: Number of processes; 1 computes in this process, with one torch thread too.
+        recorder: Hears of the progress after each shard.
+        what: Names the work in the progress and in errors.
+
+    Yields:
+        One result a shard.
+
+    Raises:
+        ContaError: If a worker process died. What `function` raises is raised here.
+    """
+    done, total = 0, sum(map(_size, shards))
+    results = (
+        _map_in_pool(function, shards, workers, what)
+        if workers > 1 and len(shards) > 1
+        else _map_here(function, shards)
+    )
+    for shard, result in zip(shards, results, strict=True):
+        done += _size(shard)
+        recorder.progress(what, done, total)
+        yield result
+
+
+def start_process(args: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program that dies, with all it started, when this process does, even by kill -9.
+
+    A small watcher stands between: its pid is the one of the result, it hands SIGTERM and SIGINT on
+    to the program's process group and ends as the program ends.
+
+    Args:
+        args: The command.
+        options: Passed on to `subprocess.Popen`.
+    """
+    watcher = [sys.executable, "-m", "wsss_core.workers", str(os.getpid())]
+    return subprocess.Popen([*watcher, *args], start_new_session=True, **options)
+
+
+def die_with_parent() -> None:
+    """Make this process, a worker of `multiprocessing`, end when its results are wanted no more.
+
+    A worker's parent in the kernel's eyes is the fork server, so the pipe to the process that
+    wants the results is watched as well.
+    """
+    if sys.platform == "linux":  # at once, even in the middle of a C call
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_exit_after, args=(parent.join,), daemon=True).start()
+
+
+def _exit_after(wait: Callable[[], None]) -> None:
+    wait()
+    os._exit(1)
+
+
+def _size(shard: object) -> int:
+    return len(shard) if isinstance(shard, (list, tuple)) else 1
+
+
+def _map_here(function: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
+    import torch
+
+    threads = torch.get_num_threads()
+    for shard in shards:
+        torch.set_num_threads(1)
+        try:
+            result = function(shard)
+        finally:
+            torch.set_num_threads(threads)
+        yield result
+
+
+def _map_in_pool(
+    function: Callable[[Shard], Result], shards: Sequence[Shard], workers: int, what: str
+) -> Iterator[Result]:
+    pool = _pool(workers, _module_of(function))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for shard in shards:
+            waiting.append(pool.submit(function, shard))
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        _pools.pop(workers, None)
+        raise ContaError(
+            f"a worker process died during {what}, perhaps for want of memory; "
+            f"run again with fewer than runtime.workers={workers}"
+        ) from None
+    except (KeyboardInterrupt, SystemExit):
+        _close_pools()
+        raise
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function.__module__
+
+
+def _pool(workers: int, module: str) -> ProcessPoolExecutor:
+    if workers not in _pools:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*_PRELOADED, module])
+        _pools[workers] = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker
+        )
+    return _pools[workers]
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@atexit.register
+def _close_pools() -> None:
+    """End the workers, in mid-shard if need be."""
+    while _pools:
+        _, pool = _pools.popitem()
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _watch(parent: int, command: Sequence[str]) -> int:
+    """Run `command` in a process group of its own, and kill that once `parent` is gone."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: received.append(number))
+    with subprocess.Popen(command, process_group=0) as process:
+        while process.poll() is None and os.getppid() == parent:
+            while received:
+                _signal_group(process.pid, received.pop())
+            time.sleep(0.1)
+        _signal_group(process.pid, signal.SIGKILL)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+if __name__ == "__main__":
+    sys.exit(_watch(int(sys.argv[1]), sys.argv[2:]))
