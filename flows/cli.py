@@ -1,4 +1,4 @@
-"""The command `conta`. Every verb imports what it needs itself, so that `conta --help` is instant."""
+"""The command `conta`. Each verb imports what it needs itself, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Check your photos and tags, or generate scenes.")
 app.add_typer(export_app, name="export", help="Hand results to other tools.")
 
+STAGES = "classifier, cams, masks, segmenter, predictions, test or confounders"
+
 RunName = Annotated[
     str,
     typer.Argument(metavar="RUN[:ROUND]", help="Name of a run, its beginning, or `latest`."),
@@ -49,7 +51,7 @@ def run(
         typer.Option("--set", metavar="A.B=VALUE", help="Change one setting; repeatable."),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Stop after this stage of round 0.")
+        str | None, typer.Option(metavar="STAGE", help=f"Stop in round 0 after this: {STAGES}.")
     ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="Use the first N photos of each list.")
@@ -199,7 +201,11 @@ def export_masks(
     model: RunName,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder to write to.")],
 ) -> None:
-    """Copy a round's pseudo-masks as VOC palette PNGs with their list and class names."""
+    """Write a round's pseudo-masks in VOC's layout.
+
+    Palette PNGs in SegmentationClass, the list of photos in ImageSets/Segmentation/train.txt and
+    the class names in labels.txt.
+    """
     from flows.environment import resolve_home
     from flows.runs import find_round
     from wsss_core.errors import InputError
@@ -208,12 +214,13 @@ def export_masks(
     from wsss_core.stages.stage import Workspace
 
     home = resolve_home()
-    _, chosen = find_round(home, model)
+    found, chosen = find_round(home, model)
     masks = chosen.manifests.get("masks")
     if masks is None:
         raise InputError(f"round {chosen.round} of {model} has no pseudo-masks; name another round")
     work = Workspace(home, recorder=ConsoleRecorder())
-    count = export(masks, data=chosen.manifests["dataset"], work=work, out=out)
+    data = found.shared.get("scenes") or found.shared["dataset"]
+    count = export(masks, data=data, work=work, out=out)
     typer.echo(f"{count} masks in {out / 'SegmentationClass'}")
 
 
@@ -221,7 +228,11 @@ def export_masks(
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of your photos and tags.")],
 ) -> None:
-    """Count photos and classes, and name everything that is wrong or that tags cannot tell apart."""
+    """Check your photos and tags.
+
+    Counts photos, classes and company, names everything that is wrong, and warns of classes that
+    tags cannot tell apart.
+    """
     from wsss_core.config import DataConfig
     from wsss_core.data.check import check_data
     from wsss_core.errors import DataError
@@ -245,20 +256,26 @@ def scenes(
     ] = 0.9,
     seed: Annotated[int, typer.Option(metavar="S", help="Seed of the generator.")] = 0,
 ) -> None:
-    """Generate small pictures with a known causal graph, with tags and true masks, in VOC's layout."""
+    """Generate small pictures with a known causal graph.
+
+    They come in VOC's layout with tags, true masks and a map of each pixel's role.
+    """
     from wsss_core.config import parse_config
     from wsss_core.data.scenes import write_scenes
     from wsss_core.observe import ConsoleRecorder
 
     tree = {"photos": photos, "size_px": size, "confounding": confounding, "seed": seed}
     config = parse_config({"data": {"scenes": tree}})
-    write_scenes(config.data.scenes, out, ConsoleRecorder())
+    write_scenes(out, config.data.scenes, ConsoleRecorder())
     typer.echo(f"scenes in {out}; look at them, then: conta data check {out}")
 
 
 @app.command()
 def ui() -> None:
-    """Show the runs of this home in the browser: Prefect's and MLflow's pages. Ctrl-C ends them."""
+    """Show your runs in the browser.
+
+    Serves Prefect's and MLflow's pages of this home until Ctrl-C.
+    """
     from flows.environment import resolve_home
     from flows.servers import start_ui
 
@@ -267,7 +284,10 @@ def ui() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Check this installation, one line each, and say what to do about a problem."""
+    """Check this installation, line by line.
+
+    A problem comes with what to do about it, and with exit code 1.
+    """
     from flows.doctor import examine
     from flows.environment import resolve_home
 
@@ -282,7 +302,7 @@ def doctor() -> None:
 def main() -> NoReturn:
     """Run the command line; every failure is one line on stderr."""
     try:
-        app()
+        app(prog_name="conta")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - the last line of defence before a traceback

@@ -29,6 +29,9 @@ from wsss_core.store import write_atomically
 
 _RECORD, _LOCK, _LOG = "run.json", "lock", "run.log"
 
+MAIN_STAGES = ("classifier", "cams", "masks", "segmenter", "predictions", "test", "confounders")
+"""Names of the stages that a round is made of; the others look at what these made."""
+
 TABLE_METRICS = (
     ("CAM", "cam/miou"),
     ("pseudo-mask", "pseudo/miou"),
@@ -71,7 +74,7 @@ class Run(BaseModel):
         config: The resolved settings of the latest start.
         data: Content digest of the data.
         data_root: Folder of the user's photos; None for scenes.
-        shared: Manifests that belong to no round: `scenes` or `dataset`, `truth`.
+        shared: Manifests that belong to no round, by stage: `scenes` or `dataset`, and `truth`.
         rounds: From 0 on.
         started_ms: Wall clock of the latest start, ms since 1970.
         finished_ms: Wall clock of its end.
@@ -98,11 +101,9 @@ class Run(BaseModel):
     mlflow_run: str | None = None
     mlflow_url: str | None = None
 
-    def start_round(self, number: int) -> Round:
-        """A fresh record of a round, in the place of a former one and of all after it."""
-        fresh = Round(round=number)
-        self.rounds[number:] = [fresh]
-        return fresh
+    def start_round(self, number: int) -> None:
+        """A fresh record of a round in the place of a former one."""
+        self.rounds[number : number + 1] = [Round(round=number)]
 
     def keep(self, number: int, label: str, manifest: Manifest) -> None:
         """Note what a stage of a round made."""
@@ -136,6 +137,30 @@ def log_path(home: Path, name: str) -> Path:
 def save_run(home: Path, run: Run) -> None:
     """Write `run.json`; a reader never sees half of it."""
     write_atomically(run_folder(home, run.name) / _RECORD, run.model_dump_json(indent=1).encode())
+
+
+def open_run(home: Path, name: str, config: Config, data: Manifest, truth: Manifest | None) -> Run:
+    """The record of a run that starts now, with the rounds of its former starts."""
+    former = read_run(home, name)
+    run = Run(
+        name=name,
+        config=config.model_dump(mode="json"),
+        data=data.digest,
+        data_root=None if config.data.root is None else str(config.data.root),
+        shared={made.stage: made for made in (data, truth) if made is not None},
+        rounds=[] if former is None else former.rounds,
+        started_ms=time.time_ns() // 1_000_000,
+    )
+    save_run(home, run)
+    return run
+
+
+def close_run(home: Path, run: Run) -> None:
+    """Write down how a run ended; `running` becomes `finished`."""
+    if run.status == "running":
+        run.status = "finished"
+    run.finished_ms = time.time_ns() // 1_000_000
+    save_run(home, run)
 
 
 def read_run(home: Path, name: str) -> Run | None:
@@ -265,7 +290,23 @@ def compare_table(runs: Sequence[Run]) -> str:
     return _table(compare_rows(runs), first=("run", "round"))
 
 
+def markdown_table(run: Run) -> str:
+    """The round table for a page."""
+    head, *body = _cells(compare_rows([run]), first=("round",))
+    lines = [head, ["---:"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _table(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> str:
+    lines = _cells(rows, first=first)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def _cells(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> list[list[str]]:
     found = dict.fromkeys(name for row in rows for name in row["metrics"])
     scored = [
         (name.removeprefix("seg_").removesuffix("/miou"), name)
@@ -278,8 +319,4 @@ def _table(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> str:
         metrics = row["metrics"]
         scores = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for _, name in columns]
         lines.append([*(str(row[name]) for name in first), *scores, f"{metrics['seconds']:.0f}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return lines

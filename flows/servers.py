@@ -130,7 +130,7 @@ def close_prefect(server: Server) -> None:
 
 
 def live_ui(home: Path) -> dict[str, str] | None:
-    """The addresses of the `conta ui` that runs on this home, `prefect` and `mlflow`; None without."""
+    """Addresses of the `conta ui` on this home, `prefect` and `mlflow`; None without one."""
     try:
         links: dict[str, str] = json.loads((home / _LINKS).read_text())
         alive = all(

@@ -215,7 +215,7 @@ class ExpansionConfig(_Settings):
         None, description="method folder: where `<photo id>.png` masks are."
     )
     unary: Literal["soft", "hard"] = Field(
-        "soft", description="CRF unary: normalised scores, or hard labels with a confidence (irn)."
+        "hard", description="CRF unary: hard labels with a confidence (irn), or normalised scores."
     )
     hard_confidence: float = Field(
         0.7, gt=0, lt=1, description="Probability of the hard label (irn: 0.7)."

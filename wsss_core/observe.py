@@ -6,11 +6,12 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Receives progress and scalars of a running stage; tasks give it a Prefect and MLflow face."""
 

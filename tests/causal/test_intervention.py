@@ -258,8 +258,10 @@ def test_intervention__half_precision_never_reaches_it():
     plain = place_context(module(x_m), affine=affine, size=(5, 5))
     with torch.autocast("cpu", torch.bfloat16):
         halved = place_context(module(x_m), affine=affine, size=(5, 5))
+        halved_terms = module.terms(x_m)
     assert halved.dtype == torch.float32
     assert torch.equal(plain, halved)
+    assert torch.equal(module.terms(x_m), halved_terms)
 
 
 def test_intervention__starts_near_uniform():

@@ -66,7 +66,8 @@ def test_check_data__other_warnings(tmp_path):
     assert report.faults == ()
     assert report.warnings == (
         "classes 'Cat' and 'cat' differ in case alone; are they one class?",
-        "1 photos of 'val' are also trained on (first: 'b'); its scores are not those of unseen photos",
+        "1 photos of 'val' are also trained on (first: 'b'); its scores are not those of unseen "
+        "photos",
         "1 of the 2 photos of 'train' have no mask; scores leave them out",
         "1 of the 2 photos of 'val' have no mask; scores leave them out",
         f"1 photos have no row in {root / 'tags.csv'} and are not used: new.jpg",
@@ -99,7 +100,7 @@ def test_check_data__names_every_fault(tmp_path):
     save_photo(root / "masks" / "rgb.png")
     report = check(root)
     says = [
-        "bad.jpg" and "has 3 cells",
+        "line 13: has 3 cells",
         "'../up.jpg' leaves the data folder",
         "'/etc/root.jpg' is an absolute path",
         "'turned.png' and 'turned.jpg' of line 8 would share the id",

@@ -52,7 +52,7 @@ def test_read_photos__folders_below_are_part_of_the_id(tmp_path):
 def test_read_photos__spreadsheet_file(tmp_path):
     root = make_folder(tmp_path, {"a.jpg": "cat"})
     (root / "tags.csv").write_bytes(
-        "\ufefftags,note,filename\r\n\r\ncat;dog,\"a, b\",a.jpg\r\n,,\r\n".encode()
+        '\ufefftags,note,filename\r\n\r\ncat;dog,"a, b",a.jpg\r\n,,\r\n'.encode()
     )
     assert read_photos(CONFIG, root).splits["train"][0].tags == (0, 1)
 

@@ -131,9 +131,9 @@ def test_read_voc__broken_and_missing_xml(tmp_path):
 def test_read_voc__xml_entity_bomb(tmp_path):
     make_devkit(tmp_path, TAGS, train=["p1"], val=["p2"], xml=True)
     levels = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 10))
-    (tmp_path / "Annotations" / "p1.xml").write_text(
-        f'<!DOCTYPE a [<!ENTITY e0 "{"x" * 100}">{levels}]><a><object><name>&e9;</name></object></a>'
-    )
+    start = f'<!DOCTYPE a [<!ENTITY e0 "{"x" * 100}">{levels}]>'
+    bomb = f"{start}<a><object><name>&e9;</name></object></a>"
+    (tmp_path / "Annotations" / "p1.xml").write_text(bomb)
     with pytest.raises(DataError, match="cannot be read as XML"):
         read(tmp_path)
 
@@ -143,7 +143,8 @@ def test_read_source__train_and_val_overlap_is_said(tmp_path):
     recorder = RecordingRecorder()
     read(tmp_path, recorder)
     assert recorder.notes == [
-        "1 photos of 'val' are also trained on (first: 'p2'); its scores are not those of unseen photos"
+        "1 photos of 'val' are also trained on (first: 'p2'); its scores are not those of unseen "
+        "photos"
     ]
 
 

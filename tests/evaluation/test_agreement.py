@@ -16,7 +16,7 @@ def test_find_classes__one_percent_of_the_photo():
 
 def test_find_classes__nothing_is_never_found():
     mask = np.zeros((1, 1), np.uint8)
-    assert find_classes(mask, num_classes=3, least_ratio=0).tolist() == [False, False]
+    assert find_classes(mask, num_classes=3, least_ratio=0.0).tolist() == [False, False]
 
 
 def test_compare_tags__counted_by_hand():

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import scores as oracle
 from wsss_core.evaluation.classification import average_precision, f1_score, score_tags
 
+small = settings(max_examples=40, deadline=None, derandomize=True)
 ranked = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=20)
 
 
@@ -26,6 +27,7 @@ def test_average_precision__no_positive(num):
     assert np.isnan(average_precision(np.zeros(num), np.zeros(num, bool)))
 
 
+@small
 @given(ranked)
 def test_average_precision__equals_slow_oracle(pairs):
     scores = np.array([score / 6 for score, _ in pairs])
@@ -35,6 +37,7 @@ def test_average_precision__equals_slow_oracle(pairs):
         assert average_precision(scores, positive) == pytest.approx(expected, rel=1e-12)
 
 
+@small
 @given(ranked, st.randoms())
 def test_average_precision__order_of_photos_is_nothing(pairs, random):
     shuffled = random.sample(pairs, len(pairs))

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -15,6 +15,7 @@ from wsss_core.evaluation.confusion import (
 )
 
 K = 4
+small = settings(max_examples=40, deadline=None, derandomize=True)
 labels = st.sampled_from([0, 1, 2, 3, 255])
 maps = arrays(np.uint8, (5, 7), elements=labels)
 
@@ -95,6 +96,7 @@ def test_confusion_matrix__more_pixels_than_int32():
     assert mean_iou(counts) == 1
 
 
+@small
 @given(predicted=maps, truth=maps)
 def test_confusion_matrix__ignored_pixels_never_count(predicted, truth):
     counts = confusion_matrix(predicted, truth, num_classes=K)
@@ -103,6 +105,7 @@ def test_confusion_matrix__ignored_pixels_never_count(predicted, truth):
     assert (confusion_matrix(other, truth, num_classes=K) == counts).all()
 
 
+@small
 @given(predicted=maps, truth=maps, order=st.permutations(range(1, K)))
 def test_class_iou__permuting_classes_permutes_iou(predicted, truth, order):
     renamed = np.arange(256)
@@ -112,6 +115,7 @@ def test_class_iou__permuting_classes_permutes_iou(predicted, truth, order):
     np.testing.assert_array_equal(moved[renamed[:K]], iou)
 
 
+@small
 @given(pairs=st.lists(st.tuples(maps, maps), min_size=1, max_size=3))
 def test_mean_iou__equals_slow_oracle(pairs):
     counts = sum(confusion_matrix(*pair, num_classes=K) for pair in pairs)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -15,6 +15,7 @@ from wsss_core.evaluation.threshold import (
 )
 
 K = 4
+small = settings(max_examples=40, deadline=None, derandomize=True)
 truths = arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 2, 3, 255]))
 # scores that equal a threshold must come out as background
 levels = st.sampled_from(list(np.float32([0, 0.25, 0.3, 0.5, 0.6, 0.75, 1])))
@@ -40,6 +41,7 @@ def test_confusion_by_threshold__counted_by_hand():
     ]
 
 
+@small
 @given(photos=st.lists(st.tuples(cams, truths), min_size=1, max_size=3))
 def test_confusion_by_threshold__equals_naive_loop(photos):
     thresholds = np.array([0.01, 0.25, 0.3, 0.31, 0.6, 0.99])

@@ -96,7 +96,7 @@ def average_precision(scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray
 
 
 def f1_score(
-    guessed: Bool[np.ndarray, "n c"], positive: Bool[np.ndarray, "n c"], *, axis: int | None = None
+    guessed: Bool[np.ndarray, "*n"], positive: Bool[np.ndarray, "*n"], *, axis: int | None = None
 ) -> Float64[np.ndarray, "*out"]:
     """2 TP / (2 TP + FP + FN), over all or along an axis; NaN where nothing is guessed or true."""
     hits = np.sum(guessed & positive, axis=axis)

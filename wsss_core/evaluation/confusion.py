@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64, Integer
+from numpy.typing import ArrayLike
 
 from wsss_core.errors import DataError
 from wsss_core.records import IGNORE_INDEX
@@ -122,10 +123,10 @@ def mean_iou(
     return ratio(np.nansum(iou, axis=-1), np.sum(~np.isnan(iou), axis=-1))
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part / whole` in float64, NaN where `whole` is 0."""
-    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+def ratio(part: ArrayLike, whole: ArrayLike) -> Float64[np.ndarray, "*n"]:
+    """`part / whole` of equally shaped counts, NaN where `whole` is 0."""
+    above, below = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
 def _margins(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ CELL_PX = 256  # five cells and their gaps stay below 1600 px
 GAP_PX = 8
 LINE_PX = 18
 PAPER, INK = (255, 255, 255), (32, 32, 32)
+HEAT_OPACITY = 0.8  # at score 1; the photo stays visible
 COLOURS = np.array(voc_palette(), np.uint8).reshape(256, 3)
 
 
@@ -81,7 +82,7 @@ def heat(
         best: Its mask label.
     """
     grey = np.asarray(ImageOps.grayscale(Image.fromarray(photo)))
-    return _blend(np.stack([grey] * 3, axis=-1), COLOURS[best], np.clip(score, 0, 1))
+    return _blend(np.stack([grey] * 3, axis=-1), COLOURS[best], HEAT_OPACITY * np.clip(score, 0, 1))
 
 
 def draw_panel(rows: Sequence[PanelRow], *, names: Sequence[str], title: str) -> Image.Image:

@@ -44,7 +44,7 @@ def count_scores(
     thresholds: Float64[np.ndarray, " m"],
     num_classes: int,
     name: str = "cam",
-) -> Int64[np.ndarray, "k k m+1"]:
+) -> Int64[np.ndarray, "k k b"]:
     """Count pixels by (true label, best label, number of thresholds below the score).
 
     Args:
@@ -56,7 +56,7 @@ def count_scores(
         name: The photo, for messages.
 
     Returns:
-        Counts to be summed over photos for `confusion_by_threshold`.
+        Counts to be summed over photos for `confusion_by_threshold`; b = m + 1.
 
     Raises:
         DataError: If sizes differ or a label is out of range.
@@ -72,7 +72,7 @@ def count_scores(
     return flat.reshape(num_classes, num_classes, num_bins)
 
 
-def confusion_by_threshold(counts: Int64[np.ndarray, "k k m+1"]) -> Int64[np.ndarray, "m k k"]:
+def confusion_by_threshold(counts: Int64[np.ndarray, "k k b"]) -> Int64[np.ndarray, "m k k"]:
     """The confusion matrix at every threshold, from the sum of `count_scores`."""
     background = np.cumsum(counts, axis=-1)[..., :-1]
     confusion = counts.sum(axis=-1, keepdims=True) - background

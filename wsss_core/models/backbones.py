@@ -24,6 +24,15 @@ _RESNET_FILES = {
     "resnet50": "resnet50-0676ba61.pth",
     "resnet101": "resnet101-63fe2227.pth",
 }
+# What timm's models raise when they have no such stride or no features; it has no error of its own
+_TIMM_REFUSES = (
+    AssertionError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,9 @@ class Backbone(nn.Module):
 
         ResNet: layer<k>[0].conv1; lite0: the first `conv_pw` of timm blocks.1, .2, .3, .5.
         """
-        for module in self.blocks[block - 1].modules():
-            if isinstance(module, nn.Conv2d) and module.groups == 1:
+        for name, module in self.blocks[block - 1].named_modules():
+            pooled = "se" in name.split(".")  # squeeze and excitation sees one cell a photo
+            if isinstance(module, nn.Conv2d) and module.groups == 1 and not pooled:
                 return module
         raise InputError(
             f"block {block} of this backbone has no dense convolution to fuse the context with"
@@ -209,22 +219,17 @@ def _build_timm(name: str, *, pretrained: bool, output_stride: int) -> Backbone:
             f"unknown backbone '{name}'; use lite0, resnet50, resnet101 or a name timm lists"
         )
 
-    def create() -> Any:
-        return timm.create_model(
+    try:
+        net: Any = timm.create_model(
             name, pretrained=pretrained, features_only=True, output_stride=output_stride
         )
-
-    try:
-        net = create()
-    except (
-        OSError,
-        NotImplementedError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
-        reason = " ".join(str(error).split())[:160]
+    except OSError as error:
+        raise InputError(
+            f"the ImageNet weights of {name} cannot be downloaded ({type(error).__name__}); "
+            "set pretrained to false, or use backbone lite0"
+        ) from error
+    except _TIMM_REFUSES as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(
             f"backbone '{name}' cannot give features at stride {output_stride} ({reason}); "
             "use lite0 or resnet50"

@@ -1,20 +1,23 @@
 """The causal graph of the scenes, and how a scene is drawn from it.
 
-Four canvases z, each home to two partner classes (a leader and its company): eight classes, the partner of i is i ^ 1.
-`r` is the confounding strength in [0, 1).
+Four canvases z, each home to two partner classes (a leader and its company): eight classes, the
+partner of i is i ^ 1. `r` is the confounding strength in [0, 1).
 
     1 canvas   z ~ U(4)
     2 object   i | z: with probability r one of z's two classes, else U(8)
     3 company  is present with probability .75, whatever else is drawn
-    4          j | i: with probability r i's partner, else U(8 without i); touches i with probability .7
+    4          j | i: with probability r i's partner, else U(8 without i); touches i with
+               probability .7
     5 stuff    k | i: with probability r k = i, else U(8); unlabelled
     6 place    z' = z with probability r, else U(4); the centre of i ~ N(mu of z', .08)
     7 part     a quarter of i shows the canvas z, mirrored
     8 look     poses, colours, light, blur, noise and the order of occlusion depend on nothing
 
-By symmetry every marginal (z, i, presence, j, k, z', centre, look) is the same for every r; only dependence changes.
-A split that cuts an edge draws that variable with r = 0. Each variable of a scene has a generator of its own that
-draws the same numbers whether or not the edge is cut, so scene q of all val splits differs in nothing else.
+By symmetry every marginal (z, i, presence, j, k, z', centre, look) is the same for every r; only
+dependence changes. A split that cuts an edge draws that variable with r = 0. Each variable of a
+scene has a generator of its own that draws the same numbers whether or not the edge is cut, so
+scene q of all val splits differs in nothing else. What follows from several variables, such as
+where the company fits beside the object, is computed from them and has no marginal of its own.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ class Look:
         stuff_direction: Side of the object that the stuff lies on, radians.
         stuff_ratio: Area of the stuff over that of the object, in [.6, 1).
         company_spot: Which of the allowed spots the company takes, in [0, 1).
-        company_in_front: Whether it hides the object where they overlap, rather than the other way round.
+        company_in_front: Whether it hides the object where they overlap, or the other way round.
         light_direction: Where the light comes from, radians.
         light: Strength of shading, in [.5, 1).
         exposure: Added to every colour, of 1.
@@ -105,7 +108,7 @@ class Scene:
 
     Attributes:
         seed: Seed of the generator.
-        stream: `train`, or `val` for every val split; with `index` it names the scene's random numbers.
+        stream: `train`, or `val` for every val split; with `index` it names the random numbers.
         index: Number of the scene in its split, q.
         canvas: z, an index of `CANVASES`.
         object: i, an index of `CLASSES`.
@@ -180,7 +183,7 @@ def sample_scene(split: str, *, index: int, confounding: float, seed: int) -> Sc
     )
 
 
-# Each sampler draws all of its numbers in the same order whatever their values: cutting an edge shifts no later draw.
+# Each sampler draws all its numbers in one order whatever their values: a cut shifts no later draw.
 
 
 def _sample_object(generator: np.random.Generator, canvas: int, strength: float) -> int:

@@ -1,4 +1,4 @@
-"""What the classes, stuffs and canvases look like: silhouettes and textures, in order of the graph's names."""
+"""What classes, stuffs and canvases look like: silhouettes and textures, in the graph's order."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsss_core.data.scenes.graph import Pose
+from wsss_core.data.scenes.planes import Plane
 
-Plane: TypeAlias = NDArray[np.float32]
 Points: TypeAlias = NDArray[np.float64]
 Hsv: TypeAlias = tuple[float, float, float]
 
 CLASS_TEXTURE_CONTRAST = 0.05
-"""How strongly a class's own texture shows, of its colour's brightness: what makes the classes harder or easier."""
+"""How strongly a class's own texture shows, of its colour's brightness: the knob of difficulty."""
 
 _STEP = 0.5 * np.pi
 
@@ -44,19 +44,19 @@ def _star() -> list[tuple[float, float]]:
 
 # fmt: off
 _OUTLINES: tuple[list[tuple[float, float]], ...] = (
-    [(-.75, .95), (-.75, -.1), (-1.05, -.1), (0, -1.05), (.35, -.74), (.35, -1.0), (.65, -1.0), (.65, -.46),
-     (1.05, -.1), (.75, -.1), (.75, .95)],
+    [(-.75, .95), (-.75, -.1), (-1.05, -.1), (0, -1.05), (.35, -.74), (.35, -1.0), (.65, -1.0),
+     (.65, -.46), (1.05, -.1), (.75, -.1), (.75, .95)],
     _crown(),
-    [(-1.1, .4), (-.75, .95), (.75, .95), (1.1, .4), (.1, .4), (.1, .22), (.85, .22), (.05, -1.15), (-.65, .22),
-     (-.08, .22), (-.08, .4)],
+    [(-1.1, .4), (-.75, .95), (.75, .95), (1.1, .4), (.1, .4), (.1, .22), (.85, .22),
+     (.05, -1.15), (-.65, .22), (-.08, .22), (-.08, .4)],
     _fish(),
-    [(-1.15, .8), (-.08, -.85), (-.15, -1.0), (0, -.92), (.15, -1.0), (.08, -.85), (1.15, .8), (.36, .8), (0, -.05),
-     (-.36, .8)],
-    [(-.27, 1.15), (-.27, .5), (-.75, .5), (-.95, .3), (-.95, -.3), (-.6, -.3), (-.6, .12), (-.27, .12), (-.27, -.9),
-     (0, -1.15), (.27, -.9), (.27, -.12), (.6, -.12), (.6, -.6), (.95, -.6), (.95, .05), (.75, .26), (.27, .26),
-     (.27, 1.15)],
-    [(0, -1.25), (.32, -.75), (.36, .3), (.8, .8), (.75, 1.1), (.3, .8), (0, .9), (-.3, .8), (-.75, 1.1), (-.8, .8),
-     (-.36, .3), (-.32, -.75)],
+    [(-1.15, .8), (-.08, -.85), (-.15, -1.0), (0, -.92), (.15, -1.0), (.08, -.85), (1.15, .8),
+     (.36, .8), (0, -.05), (-.36, .8)],
+    [(-.27, 1.15), (-.27, .5), (-.75, .5), (-.95, .3), (-.95, -.3), (-.6, -.3), (-.6, .12),
+     (-.27, .12), (-.27, -.9), (0, -1.15), (.27, -.9), (.27, -.12), (.6, -.12), (.6, -.6),
+     (.95, -.6), (.95, .05), (.75, .26), (.27, .26), (.27, 1.15)],
+    [(0, -1.25), (.32, -.75), (.36, .3), (.8, .8), (.75, 1.1), (.3, .8), (0, .9), (-.3, .8),
+     (-.75, 1.1), (-.8, .8), (-.36, .3), (-.32, -.75)],
     _star(),
 )
 # fmt: on
@@ -122,7 +122,7 @@ STUFF_SURFACES = (
 
 
 def outline_class(index: int, *, pose: Pose, centre: tuple[float, float]) -> Points:
-    """The silhouette of a class in a pose, as a closed polygon in shares of the picture's side, shape (n, 2).
+    """The silhouette of a class in a pose: a closed polygon in shares of the side, (n, 2).
 
     Its area is exactly `pose.area`, so the size of an object says nothing about its class.
     """

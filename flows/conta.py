@@ -1,0 +1,206 @@
+"""The Prefect flow: index the data, hold the run, do its rounds, report each of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect import Task, flow
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from flows import runs
+from flows.cost import check_cost
+from flows.environment import resolve_home
+from flows.plan import label_call, plan_rounds
+from flows.progress import FlowRecorder
+from flows.report import publish_report
+from flows.rounds import run_rounds
+from flows.runs import Run
+from tasks import stages
+from tasks.tracking import Tracker
+from wsss_core.config import Config
+from wsss_core.errors import ContaError, DataError
+from wsss_core.records import Manifest
+from wsss_core.stages.stage import Workspace
+from wsss_core.store import library_versions
+
+logger = logging.getLogger(__name__)
+
+
+@flow(name="conta")
+def conta_flow(config: Config, until: str | None = None) -> str:
+    """Train from tags to masks, round after round; what is there is taken from the store.
+
+    The home is CONTA_HOME, the folder of the photos `config.data.root`.
+
+    Args:
+        config: The settings.
+        until: Stop in round 0 after the stages of this name.
+
+    Returns:
+        Name of the run.
+    """
+    home, recorder = resolve_home(), FlowRecorder()
+    work = Workspace(home, config.data.root, config.runtime, recorder)
+    data, truth = index(config, work)
+    with work_on_run(config, work, data, truth) as (run, tracker):
+        planned = plan_rounds(config, work, data, truth, verify=False)
+        cost = check_cost(planned, config, work, data)
+        if cost is not None and until is None:
+            recorder.note(cost)
+        step = Computing(config, work, data, run=run, tracker=tracker, until=until)
+        try:
+            run_rounds(config, truth, step)
+        except _UntilReachedError:
+            run.status, run.reason = "stopped", f"after {until}, as asked"
+        step.end_round()
+    return run.name
+
+
+def index(config: Config, work: Workspace) -> tuple[Manifest, Manifest | None]:
+    """The data, and its true masks if there are any.
+
+    Raises:
+        DataError: If true masks are to teach and there are none.
+    """
+    source = stages.make_scenes if config.data.source == "scenes" else stages.index_data
+    data = source(config, work)
+    truth = stages.index_truth(config, work, data=data)
+    if truth is None and config.supervision == "truth":
+        raise DataError(
+            f"supervision 'truth' needs true masks, and {work.data_root(data)} has none; "
+            "add them or set supervision: tags"
+        )
+    return data, truth
+
+
+class Computing:
+    """The step that computes: one task, its record, its scores in MLflow, a line for the user."""
+
+    def __init__(
+        self,
+        config: Config,
+        work: Workspace,
+        data: Manifest,
+        *,
+        run: Run,
+        tracker: Tracker,
+        until: str | None,
+    ) -> None:
+        self._config, self._work, self._data = config, work, data
+        self._run, self._tracker, self._until = run, tracker, until
+        self._round = -1
+        self._num_cached = 0
+        self._enough = False
+
+    def begin_round(self, number: int) -> None:
+        """End the round before and enter the next."""
+        self.end_round()
+        if self._enough:
+            raise _UntilReachedError
+        self._round, self._num_cached = number, 0
+        self._run.start_round(number)
+
+    def __call__(self, task: Task[..., Manifest], **inputs: Manifest | str | None) -> Manifest:
+        """The artifact of a stage, computed or found."""
+        if self._enough and task.name in runs.MAIN_STAGES and task.name != self._until:
+            raise _UntilReachedError
+        label = label_call(task.name, inputs)
+        named = task.with_options(task_run_name=f"{label} {self._round}")
+        began_ms = time.time_ns() // 1_000_000
+        made = named(self._config, self._work, data=self._data, **inputs)
+        self._keep(label, made, computed=made.finished_ms >= began_ms)
+        self._enough = self._enough or task.name == self._until
+        return made
+
+    def end_round(self) -> None:
+        """Report the round that is on, if one is."""
+        if self._round < 0:
+            return
+        entry, recorder = self._run.rounds[self._round], self._work.recorder
+        num = len(entry.manifests)
+        recorder.note(f"round {entry.round}: {self._num_cached} of {num} stages were there")
+        drawn, panel = entry.manifests.get("draw_panels"), None
+        if drawn is not None and self._config.tracking.panels == "all":
+            panel = self._work.folder(drawn) / "panel.png"
+        publish_report(self._run, entry, panel)
+        self._round = -1
+
+    def _keep(self, label: str, made: Manifest, *, computed: bool) -> None:
+        self._run.keep(self._round, label, made)
+        runs.save_run(self._work.home, self._run)
+        self._tracker.sync(self._round, label, made, self._work.folder(made))
+        if computed:
+            self._work.recorder.note(f"round {self._round}  {label:<24} {made.seconds:6.1f} s")
+            return
+        self._num_cached += 1
+        changed = {
+            name: f"{name} {version}"
+            for name, version in made.versions.items()
+            if library_versions().get(name) != version
+        }
+        if changed:
+            # said, not keyed: a new library version must not cost a week of compute
+            logger.warning("%s %s was made with %s", label, made.key, ", ".join(changed.values()))
+
+
+class _UntilReachedError(Exception):
+    """What the user asked for is done."""
+
+
+@contextmanager
+def work_on_run(
+    config: Config, work: Workspace, data: Manifest, truth: Manifest | None
+) -> Iterator[tuple[Run, Tracker]]:
+    """Hold the run of these settings and data, log to it, and note in the end how it ended.
+
+    Raises:
+        BusyError: If another process works on it.
+    """
+    home, name = work.home, runs.name_run(config, data)
+    with runs.hold_run(home, name), runs.log_run(home, name) as log:
+        run = runs.open_run(home, name, config, data, truth)
+        run.prefect_run, run.prefect_url = _introduce(name)
+        work.recorder.note(f"run {name}, log {log}")
+        tracker = _open_tracker(config, run, data, work)
+        runs.save_run(home, run)
+        try:
+            yield run, tracker
+        except ContaError as error:
+            run.status, run.reason = "failed", str(error)
+            logger.exception("failed")
+            error.args = (f"{error}; log: {log}",)
+            raise
+        except Exception as error:
+            run.status, run.reason = "failed", f"{type(error).__name__}: {error}"
+            logger.exception("failed by a fault of conta")
+            raise ContaError(f"{run.reason}; log: {log}") from error
+        except BaseException as signal:
+            run.status, run.reason = "stopped", type(signal).__name__
+            raise
+        finally:
+            runs.close_run(home, run)
+            tracker.close(run.status)
+
+
+def _introduce(name: str) -> tuple[str | None, str | None]:
+    """Give the flow run the run's name; its id and its page."""
+    if flow_run.id is None:
+        return None, None
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(flow_run.id, name=name)
+    return str(flow_run.id), flow_run.ui_url
+
+
+def _open_tracker(config: Config, run: Run, data: Manifest, work: Workspace) -> Tracker:
+    tracker = Tracker(config, name=run.name, home=work.home, note=work.recorder.note)
+    run.mlflow_run, run.mlflow_url = tracker.run_id, tracker.url
+    links = {
+        "prefect.url": run.prefect_url or "",
+        "conta.log": str(runs.log_path(work.home, run.name)),
+    }
+    tracker.describe(config, data, links)
+    return tracker

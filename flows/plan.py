@@ -1,0 +1,168 @@
+"""What a run would find in the store, what it would have to compute, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import Task
+
+from flows.rounds import run_rounds
+from tasks import stages
+from tasks.policy import stage_of
+from wsss_core.config import Config
+from wsss_core.observe import ConsoleRecorder
+from wsss_core.records import Manifest
+from wsss_core.stages.data import index_data, index_truth
+from wsss_core.stages.stage import Stage, Workspace
+
+Inputs = Mapping[str, Manifest | str | None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One call of a stage.
+
+    Attributes:
+        round: Number of the round; None for the data.
+        stage: Name of the stage, with its split if it has one.
+        hit: Whether the store has the artifact.
+        reason: Why not.
+    """
+
+    round: int | None
+    stage: str
+    hit: bool
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """A line for a list."""
+        where = "data   " if self.round is None else f"round {self.round}"
+        return f"{where}  {self.stage:<24}  " + ("hit" if self.hit else f"miss: {self.reason}")
+
+
+class Planner:
+    """A step of the rounds that computes nothing.
+
+    Attributes:
+        rows: One for each call so far.
+        verify: Whether hits are hashed, as the run will do.
+    """
+
+    def __init__(self, config: Config, work: Workspace, data: Manifest, *, verify: bool) -> None:
+        self.rows: list[Planned] = []
+        self.verify = verify
+        self._config, self._work, self._data = config, work, data
+        self._round = 0
+
+    def begin_round(self, number: int) -> None:
+        """Enter a round."""
+        self._round = number
+
+    def __call__(self, task: Task[..., Manifest], **inputs: Manifest | str | None) -> Manifest:
+        """The artifact if it is there, else a stand-in that makes a miss of all that follow."""
+        stage = stage_of(task)
+        every: Inputs = {"data": self._data, **inputs}
+        found, reason = self._look(stage, every)
+        label = label_call(stage.name, every)
+        self.rows.append(Planned(self._round, label, found is not None, reason))
+        return found or _missing(label)
+
+    def _look(self, stage: Stage, inputs: Inputs) -> tuple[Manifest | None, str]:
+        awaited = [
+            value.stage
+            for value in inputs.values()
+            if isinstance(value, Manifest) and not value.key
+        ]
+        if awaited:
+            return None, f"follows {', '.join(dict.fromkeys(awaited))}"
+        if self.verify:
+            found, problem = stage.find(self._config, self._work, **inputs)
+        else:
+            key = stage.key(self._config, **inputs)
+            found, problem = self._work.store.peek(stage.name, key), None
+        if found is not None:
+            return found, ""
+        asked = stage.question(self._config, **inputs)
+        return None, problem or explain_miss(asked, self._work.store.questions(stage.name))
+
+
+def label_call(name: str, inputs: Inputs) -> str:
+    """`stage`, or `stage/split` for one that is called for several splits."""
+    return f"{name}/{inputs['split']}" if "split" in inputs else name
+
+
+def plan_rounds(
+    config: Config, work: Workspace, data: Manifest, truth: Manifest | None, *, verify: bool
+) -> list[Planned]:
+    """Every call of every round, in order."""
+    planner = Planner(config, work, data, verify=verify)
+    run_rounds(config, truth, planner)
+    return planner.rows
+
+
+def plan_run(config: Config, home: Path) -> list[Planned]:
+    """Every call of a run, its data first."""
+    work = Workspace(home, config.data.root, config.runtime, ConsoleRecorder())
+    if config.data.source == "scenes":
+        stage = stage_of(stages.make_scenes)
+        data, problem = stage.find(config, work)
+        reason = problem or explain_miss(stage.question(config), work.store.questions(stage.name))
+        if data is None:
+            rows = plan_rounds(config, work, _missing("scenes"), _missing("truth"), verify=True)
+            return [Planned(None, "scenes", False, reason), *rows]
+    else:
+        data = index_data(config, work)
+    truth = index_truth(config, work, data=data)
+    rows = plan_rounds(config, work, data, truth, verify=True)
+    return [Planned(None, data.stage, True), *rows]
+
+
+def explain_miss(asked: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> str:
+    """Which settings, modules or inputs set a question apart from the nearest that has an answer.
+
+    Args:
+        asked: What `Stage.question` gave.
+        known: The questions of the artifacts that exist, the latest first.
+    """
+    differences = [_differences(asked, former) for former in known]
+    if not differences:
+        return "never made"
+    nearest = min(differences, key=len)
+    shown = "; ".join(nearest[:3]) + (f"; {len(nearest) - 3} more" if len(nearest) > 3 else "")
+    return shown or "its artifact was made by another version of the store"
+
+
+def _differences(asked: Mapping[str, Any], former: Mapping[str, Any]) -> list[str]:
+    ours, theirs = (dict(_leaves(question)) for question in (asked, former))
+    return [
+        _describe(name, theirs.get(name), ours.get(name))
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _describe(name: tuple[str, ...], before: object, now: object) -> str:
+    part, rest = name[0], ".".join(name[1:])
+    if part == "code":
+        return f"module {name[1]} changed"
+    if part == "inputs":
+        return f"input {rest} changed"
+    return f"{rest or part}: {json.dumps(before)} -> {json.dumps(now)}"
+
+
+def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, (*path, str(name)))
+    else:
+        yield path, value
+
+
+def _missing(label: str) -> Manifest:
+    return Manifest(
+        stage=label, key="", digest="", count=0, index_sha256="", finished_ms=0, seconds=0
+    )

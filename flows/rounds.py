@@ -1,0 +1,134 @@
+"""CONTA's rounds, as its algorithm box.
+
+The box is written once and read twice: the flow gives it a step that computes, `flows.plan` one
+that only looks what is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from prefect import Task
+
+from tasks import stages
+from wsss_core.config import Config
+from wsss_core.records import Manifest
+
+
+class Step(Protocol):
+    """What the box does with a stage of this run's data."""
+
+    def begin_round(self, number: int) -> None:
+        """Enter a round; what follows belongs to it."""
+
+    def __call__(self, task: Task[..., Manifest], **inputs: Manifest | str | None) -> Manifest:
+        """The artifact of a stage; the data manifest is added to its inputs."""
+
+
+@dataclass
+class Made:
+    """What a round leaves to the next; before round 0, nothing.
+
+    Attributes:
+        classifier: None too if seeds or masks come from a folder or from truth.
+        segmenter: Always there after a round.
+        predictions: Its masks of the training photos, and their X_m.
+        val_predictions: The same for the photos that the classifier is scored on.
+        confounders: None without a context.
+    """
+
+    classifier: Manifest | None = None
+    segmenter: Manifest | None = None
+    predictions: Manifest | None = None
+    val_predictions: Manifest | None = None
+    confounders: Manifest | None = None
+
+
+def run_rounds(config: Config, truth: Manifest | None, step: Step) -> None:
+    """Rounds 0..T, or fewer if `evaluation.stop_stability` says that masks no longer change.
+
+    Without a context (`causal.context: none`) the later rounds ask round 0's questions again and
+    have its answers from the store. The fully supervised twin has one round.
+    """
+    enough = config.evaluation.stop_stability
+    made = Made()
+    for number in range(config.rounds + 1 if config.supervision == "tags" else 1):
+        step.begin_round(number)
+        made, stability = run_round(config, truth, step, made)
+        if enough is not None and stability is not None and stability >= enough:
+            return
+
+
+def run_round(
+    config: Config, truth: Manifest | None, step: Step, former: Made
+) -> tuple[Made, float | None]:
+    """One round: classify with the context map, make seeds, expand them, segment, find confounders.
+
+    Args:
+        config: The settings.
+        truth: True masks for the scores; None without any.
+        step: What is done with each stage.
+        former: What the round before left.
+
+    Returns:
+        What this round leaves, and the mIoU between its masks and the former round's if both exist.
+    """
+    made = Made()
+    if config.supervision == "truth":
+        cams, masks = None, step(stages.truth_masks, truth=truth)
+    else:
+        made.classifier, cams, masks = make_masks(config, truth, step, former)
+    made.segmenter = step(stages.train_segmenter, masks=masks)
+    made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
+    tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)
+    panels = {"truth": truth, "cams": cams, "masks": masks, "predictions": made.predictions}
+    step(stages.draw_panels, **panels)
+    score_segmenter(config, truth, step, made)
+    if config.causal.context != "none" and config.supervision == "tags":
+        made.confounders = step(
+            stages.update_confounders,
+            predictions=made.predictions,
+            masks=masks,
+            former=former.confounders,
+        )
+        for split in config.data.val[:1]:
+            made.val_predictions = step(
+                stages.segment_photos, segmenter=made.segmenter, split=split
+            )
+    return made, tags.metrics.get("stability")
+
+
+def make_masks(
+    config: Config, truth: Manifest | None, step: Step, former: Made
+) -> tuple[Manifest | None, Manifest | None, Manifest]:
+    """From tags to pseudo-masks: the classifier, its CAMs, the masks grown from them."""
+    classifier = cams = None
+    context = {"confounders": former.confounders, "x_m": former.predictions}
+    if former.confounders is None:
+        context["x_m"] = None
+    starts = {"imagenet": None, "previous": former.classifier, "segmenter": former.segmenter}
+    if config.expansion.method != "folder":
+        if config.seeds.method != "folder":
+            start = starts[config.classifier.init]
+            classifier = step(stages.train_classifier, **context, start=start)
+            x_m = former.val_predictions
+            for split in config.data.val[:1]:
+                step(stages.score_classifier, classifier=classifier, x_m=x_m, split=split)
+        cams = step(stages.make_cams, classifier=classifier, x_m=context["x_m"])
+        if truth is not None:
+            step(stages.score_cams, truth=truth, cams=cams)
+    masks = step(stages.expand_masks, cams=cams)
+    if truth is not None:
+        step(stages.score_masks, truth=truth, masks=masks)
+    return classifier, cams, masks
+
+
+def score_segmenter(config: Config, truth: Manifest | None, step: Step, made: Made) -> None:
+    """What the segmenter is worth on the training photos and on every val split."""
+    if truth is None:
+        return
+    step(stages.score_segmenter, truth=truth, predictions=made.predictions, split="train")
+    for split in config.data.val:
+        test = step(stages.test_segmenter, segmenter=made.segmenter, split=split)
+        step(stages.score_segmenter, truth=truth, predictions=test, split=split)

@@ -1,0 +1,206 @@
+"""One Prefect task a stage; `config` and `work` come first, and only what follows is hashed.
+
+Long stages are called directly, not submitted: only a task in the main thread can be interrupted.
+"""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from wsss_core.stages.scenes import make_scenes as _make_scenes
+
+from tasks.policy import stage_task
+from wsss_core.config import Config
+from wsss_core.records import Manifest
+from wsss_core.stages.cams import make_cams as _make_cams
+from wsss_core.stages.classifier import train_classifier as _train_classifier
+from wsss_core.stages.confounders import update_confounders as _update_confounders
+from wsss_core.stages.data import index_data as _index_data
+from wsss_core.stages.data import index_truth as _index_truth
+from wsss_core.stages.masks import expand_masks as _expand_masks
+from wsss_core.stages.masks import truth_masks as _truth_masks
+from wsss_core.stages.panels import draw_panels as _draw_panels
+from wsss_core.stages.predictions import segment_photos as _segment_photos
+from wsss_core.stages.predictions import test_segmenter as _test_segmenter
+from wsss_core.stages.scores import check_tags as _check_tags
+from wsss_core.stages.scores import score_cams as _score_cams
+from wsss_core.stages.scores import score_masks as _score_masks
+from wsss_core.stages.scores import score_segmenter as _score_segmenter
+from wsss_core.stages.segmenter import train_segmenter as _train_segmenter
+from wsss_core.stages.stage import Workspace
+from wsss_core.stages.tag_scores import score_classifier as _score_classifier
+
+
+@task(name="dataset", cache_policy=NO_CACHE)
+def index_data(config: Config, work: Workspace) -> Manifest:
+    """Photos, tags and splits of the user's folder, hashed anew in every run."""
+    return _index_data(config, work)
+
+
+@task(name="truth", cache_policy=NO_CACHE)
+def index_truth(config: Config, work: Workspace, *, data: Manifest) -> Manifest | None:
+    """The masks that scores compare with; None if there are none."""
+    return _index_truth(config, work, data=data)
+
+
+@stage_task(_make_scenes)
+def make_scenes(config: Config, work: Workspace) -> Manifest:
+    """Photos, tags and truth of every split, generated from the known graph."""
+    return _make_scenes(config, work)
+
+
+@stage_task(_train_classifier)
+def train_classifier(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    confounders: Manifest | None,
+    x_m: Manifest | None,
+    start: Manifest | None,
+) -> Manifest:
+    """The multi-label classifier of this round; without `confounders` that of round 0."""
+    return _train_classifier(config, work, data=data, confounders=confounders, x_m=x_m, start=start)
+
+
+@stage_task(_make_cams)
+def make_cams(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    classifier: Manifest | None,
+    x_m: Manifest | None,
+) -> Manifest:
+    """Class activation maps of the training photos."""
+    return _make_cams(config, work, data=data, classifier=classifier, x_m=x_m)
+
+
+@stage_task(_expand_masks)
+def expand_masks(
+    config: Config, work: Workspace, *, data: Manifest, cams: Manifest | None
+) -> Manifest:
+    """Pseudo-masks of the training photos."""
+    return _expand_masks(config, work, data=data, cams=cams)
+
+
+@stage_task(_truth_masks)
+def truth_masks(config: Config, work: Workspace, *, data: Manifest, truth: Manifest) -> Manifest:
+    """True masks in the place of pseudo-masks, for the fully supervised twin."""
+    return _truth_masks(config, work, data=data, truth=truth)
+
+
+@stage_task(_train_segmenter)
+def train_segmenter(
+    config: Config, work: Workspace, *, data: Manifest, masks: Manifest
+) -> Manifest:
+    """The segmenter of this round."""
+    return _train_segmenter(config, work, data=data, masks=masks)
+
+
+@stage_task(_segment_photos)
+def segment_photos(
+    config: Config, work: Workspace, *, data: Manifest, segmenter: Manifest, split: str
+) -> Manifest:
+    """What the segmenter sees in a split, as masks and as the next round's X_m."""
+    return _segment_photos(config, work, data=data, segmenter=segmenter, split=split)
+
+
+@stage_task(_test_segmenter)
+def test_segmenter(
+    config: Config, work: Workspace, *, data: Manifest, segmenter: Manifest, split: str
+) -> Manifest:
+    """Masks of a split by the settings that scores are made with."""
+    return _test_segmenter(config, work, data=data, segmenter=segmenter, split=split)
+
+
+@stage_task(_update_confounders)
+def update_confounders(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    predictions: Manifest,
+    masks: Manifest,
+    former: Manifest | None,
+) -> Manifest:
+    """The confounder set that the next round's classifier adjusts for."""
+    return _update_confounders(
+        config, work, data=data, predictions=predictions, masks=masks, former=former
+    )
+
+
+@stage_task(_score_classifier)
+def score_classifier(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    classifier: Manifest,
+    x_m: Manifest | None,
+    split: str,
+) -> Manifest:
+    """Mean average precision and F1 of the classifier on the tags of a split."""
+    return _score_classifier(config, work, data=data, classifier=classifier, x_m=x_m, split=split)
+
+
+@stage_task(_score_cams)
+def score_cams(
+    config: Config, work: Workspace, *, data: Manifest, truth: Manifest | None, cams: Manifest
+) -> Manifest:
+    """Mean IoU of the seeds."""
+    return _score_cams(config, work, data=data, truth=truth, cams=cams)
+
+
+@stage_task(_score_masks)
+def score_masks(
+    config: Config, work: Workspace, *, data: Manifest, truth: Manifest | None, masks: Manifest
+) -> Manifest:
+    """Mean IoU of the pseudo-masks."""
+    return _score_masks(config, work, data=data, truth=truth, masks=masks)
+
+
+@stage_task(_score_segmenter)
+def score_segmenter(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    truth: Manifest | None,
+    predictions: Manifest,
+    split: str,
+) -> Manifest:
+    """Mean IoU of the segmenter on a split."""
+    return _score_segmenter(
+        config, work, data=data, truth=truth, predictions=predictions, split=split
+    )
+
+
+@stage_task(_check_tags)
+def check_tags(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    predictions: Manifest,
+    before: Manifest | None,
+) -> Manifest:
+    """Agreement of masks and tags, and of two rounds' masks; needs no truth."""
+    return _check_tags(config, work, data=data, predictions=predictions, before=before)
+
+
+@stage_task(_draw_panels)
+def draw_panels(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    truth: Manifest | None,
+    cams: Manifest | None,
+    masks: Manifest,
+    predictions: Manifest,
+) -> Manifest:
+    """One picture of the same photos every round, and the list of the worst."""
+    return _draw_panels(
+        config, work, data=data, truth=truth, cams=cams, masks=masks, predictions=predictions
+    )

@@ -1,0 +1,207 @@
+"""What MLflow gets to see: manifests, copied so that copying twice changes nothing.
+
+The parent run is the run, with every score at step = round and the panels as step images; a child
+run is a round, with its training curves at step = epoch. They are found again by the tags
+`conta.run` and `conta.round`; the child's tag `conta.stage_key.<stage>` says which artifact is
+copied already. Points carry the time their artifact was finished, and MLflow stores equal points
+once. A tracker that fails costs one line: the scores are in the manifests, and the next run copies
+them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
+from PIL import Image
+from sqlalchemy.exc import SQLAlchemyError
+
+from wsss_core.config import Config
+from wsss_core.records import Manifest
+
+RUN_TAG, ROUND_TAG, STAGE_TAG = "conta.run", "conta.round", "conta.stage_key"
+PICTURES = {"draw_panels": "panel.png", "classifier": "*.png", "confounders": "*.png"}
+"""Files of a stage's artifact that become step images."""
+
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_LOCAL_PAGES = "http://127.0.0.1:5000"  # where `conta ui` serves a database of files
+_FAULTS = (MlflowException, SQLAlchemyError, OSError)
+_BATCH = 100  # parameters that MLflow takes at once; ten times as many points
+
+
+class Tracker:
+    """The parent and child runs of one run.
+
+    Attributes:
+        run_id: Of the parent run; empty if MLflow failed.
+        url: Its page; empty likewise.
+    """
+
+    def __init__(
+        self, config: Config, *, name: str, home: Path, note: Callable[[str], None]
+    ) -> None:
+        self.run_id = ""
+        self.url = ""
+        self._panels = config.tracking.panels == "all"
+        self._name, self._note = name, note
+        self._children: dict[int, MlflowRun] = {}
+        self._failed = False
+        self._client = mlflow.MlflowClient()
+        self._try(self._open, config, home)
+
+    def describe(self, config: Config, data: Manifest, tags: Mapping[str, str]) -> None:
+        """Copy the settings and the data's digest, once, and set `tags` of the parent."""
+        self._try(self._describe, config, data, tags)
+
+    def sync(self, number: int, label: str, manifest: Manifest, folder: Path) -> None:
+        """Copy what a stage of a round measured, and its pictures, unless that was done before.
+
+        Args:
+            number: The round.
+            label: The stage, with its split if it has one.
+            manifest: What the stage returned.
+            folder: The artifact's files.
+        """
+        self._try(self._sync, number, label, manifest, folder)
+
+    def close(self, status: str) -> None:
+        """End parent and children as `finished`, `stopped` or `failed`."""
+        self._try(self._close, STATUS[status])
+
+    def _try(self, call: Callable[..., None], *args: Any) -> None:
+        if self._failed:
+            return
+        try:
+            call(*args)
+        except _FAULTS as error:
+            self._failed = True
+            reason = str(error).partition("\n")[0]
+            self._note(f"MLflow failed ({reason}); the run goes on, and its next start catches up")
+
+    def _open(self, config: Config, home: Path) -> None:
+        experiment = self._find_experiment(config.name, home)
+        found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{self._name}'")
+        parent = next((run for run in found if ROUND_TAG not in run.data.tags), None)
+        if parent is None:
+            parent = self._client.create_run(
+                experiment, run_name=self._name, tags={RUN_TAG: self._name}
+            )
+        self.run_id = parent.info.run_id
+        self._client.update_run(self.run_id, status="RUNNING")
+        self._children = {
+            int(run.data.tags[ROUND_TAG]): run for run in found if ROUND_TAG in run.data.tags
+        }
+        uri = mlflow.get_tracking_uri()
+        base = uri if uri.startswith("http") else _LOCAL_PAGES
+        self.url = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
+
+    def _find_experiment(self, name: str, home: Path) -> str:
+        local = not mlflow.get_tracking_uri().startswith("http")
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            place = (home / "mlartifacts" / name).as_uri() if local else None
+            try:
+                return str(self._client.create_experiment(name, artifact_location=place))
+            except MlflowException:  # another run has just made it
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def _describe(self, config: Config, data: Manifest, tags: Mapping[str, str]) -> None:
+        tree = config.model_dump(mode="json")
+        text = yaml.safe_dump(tree, sort_keys=False)
+        self._client.log_text(self.run_id, text, "config.yaml")
+        # these may differ between two starts of a run, and MLflow lets no parameter change
+        for name in ("rounds", "runtime", "tracking"):
+            tree.pop(name)
+        tree["data"].pop("root")
+        tree["evaluation"].pop("stop_stability")
+        params = [Param(name, str(value)[:500]) for name, value in _leaves(tree)]
+        for start in range(0, len(params), _BATCH):
+            self._client.log_batch(self.run_id, params=params[start : start + _BATCH])
+        source = f'{{"root": "{config.data.root or "scenes"}"}}'
+        dataset = Dataset(config.name, data.digest, "local", source)
+        context = [InputTag(MLFLOW_DATASET_CONTEXT, "training")]
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, context)])
+        self._client.log_batch(self.run_id, tags=[RunTag(*item) for item in tags.items()])
+
+    def _sync(self, number: int, label: str, manifest: Manifest, folder: Path) -> None:
+        child, tag = self._child(number), f"{STAGE_TAG}.{label}"
+        if child.data.tags.get(tag) == manifest.key:
+            return
+        at = manifest.finished_ms
+        scores = {**manifest.metrics, f"seconds/{label}": manifest.seconds}
+        points = [Metric(_clean(name), value, at, number) for name, value in scores.items()]
+        self._log_points(self.run_id, points)
+        curves = [
+            Metric(_clean(f"{manifest.stage}/{name}"), value, at, int(entry["epoch"]))
+            for entry in manifest.history
+            for name, value in entry.items()
+            if name != "epoch"
+        ]
+        self._log_points(child.info.run_id, curves)
+        if self._panels and manifest.stage in PICTURES:
+            for picture in sorted(folder.glob(PICTURES[manifest.stage])):
+                self._show(picture, number, at)
+        self._client.set_tag(child.info.run_id, tag, manifest.key)
+        child.data.tags[tag] = manifest.key
+
+    def _log_points(self, run_id: str, points: Sequence[Metric]) -> None:
+        for start in range(0, len(points), 10 * _BATCH):
+            self._client.log_batch(run_id, metrics=points[start : start + 10 * _BATCH])
+
+    def _child(self, number: int) -> MlflowRun:
+        if number not in self._children:
+            tags = {
+                RUN_TAG: self._name,
+                ROUND_TAG: str(number),
+                MLFLOW_PARENT_RUN_ID: self.run_id,
+            }
+            experiment = self._client.get_run(self.run_id).info.experiment_id
+            self._children[number] = self._client.create_run(
+                experiment, run_name=f"{self._name} round {number}", tags=tags
+            )
+        return self._children[number]
+
+    def _show(self, picture: Path, number: int, at: int) -> None:
+        beginning = f"images/{picture.stem}%step%{number}%"
+        if any(
+            file.path.startswith(beginning)
+            for file in self._client.list_artifacts(self.run_id, "images")
+        ):
+            return  # a run that died after this picture and before its tag
+        with Image.open(picture) as image:
+            self._client.log_image(
+                self.run_id,
+                image.convert("RGB"),
+                key=picture.stem,
+                step=number,
+                timestamp=at,
+                synchronous=True,
+            )
+
+    def _close(self, status: str) -> None:
+        for run_id in [*(run.info.run_id for run in self._children.values()), self.run_id]:
+            self._client.set_terminated(run_id, status)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _clean(name: str) -> str:
+    """A name that MLflow takes for a metric; class names may hold anything."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)

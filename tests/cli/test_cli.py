@@ -1,0 +1,175 @@
+"""What a user sees: one line, the right exit code, no traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import flows.doctor
+from wsss_core.data.images import write_mask
+from wsss_core.errors import ContaError, DataError
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "recipes" / "scenes_smoke.yaml"
+
+
+def test_main__usage_errors_are_2(conta):
+    for arguments in (
+        ["nonsense"],
+        ["run"],
+        ["predict", "a"],
+        ["data", "scenes", "a", "--size", "x"],
+    ):
+        answer = conta(*arguments)
+        assert answer.code == 2, arguments
+        assert "Usage: conta" in answer.err
+        assert "Traceback" not in answer.err
+
+
+def test_main__bad_input_is_one_line_and_2(conta, tmp_path):
+    cases = {
+        ("run", "nowhere.yaml"): "no recipe at nowhere.yaml",
+        ("run", SMOKE, "--set", "classifer.training.epochs=1"): (
+            "unknown setting 'classifer' (did you mean 'classifier'?)"
+        ),
+        ("run", SMOKE, "--rounds", "-1"): "rounds: ",
+        ("run", SMOKE, "--limit", "0"): "data.limit: ",
+        ("data", "check", tmp_path / "none"): "is no folder",
+        ("data", "scenes", tmp_path / "s", "--confounding", "1"): "data.scenes.confounding: ",
+        ("score", tmp_path, tmp_path, "--labels", tmp_path / "none"): "cannot be read",
+        ("predict", tmp_path, "--model", "none", "-o", tmp_path / "out"): "none",
+        ("compare", "none"): "none",
+    }
+    for arguments, said in cases.items():
+        answer = conta(*arguments)
+        assert answer.code == 2, (arguments, answer)
+        assert said in answer.err, (arguments, answer)
+        (line,) = answer.err.splitlines()
+        assert line.startswith("conta: ")
+        assert not answer.out
+
+
+def test_run__sugar_and_set(conta, monkeypatch):
+    seen = {}
+
+    def plan(config, *, home):
+        seen.update(config=config, home=home)
+        return ["round 0 classifier: miss, never made"]
+
+    monkeypatch.setattr("flows.launch.plan", plan)
+    answer = conta(
+        *("run", SMOKE, "--dry-run", "--data", "a: b", "--rounds", 3, "--seed", 7, "--limit", 5),
+        *("--set", "segmenter.head=deeplabv3plus", "--set", "seed=8"),
+    )
+    assert answer.code == 0, answer
+    assert answer.out == "round 0 classifier: miss, never made\n"
+    config = seen["config"]
+    assert config.data.root == Path("a: b")
+    assert (config.rounds, config.data.limit, config.segmenter.head) == (3, 5, "deeplabv3plus")
+    assert config.seed == 8  # --set is the last word
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ContaError("the loss is nan"), 1, "conta: the loss is nan\n"),
+        (DataError("a.jpg is empty"), 2, "conta: a.jpg is empty\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_main__exit_codes(conta, monkeypatch, error, code, said):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("flows.environment.resolve_home", fail)
+    answer = conta("doctor")
+    assert (answer.code, answer.err) == (code, said)
+
+
+def test_main__our_own_fault_keeps_its_traceback(conta, monkeypatch, tmp_path):
+    def fail(home):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("flows.doctor.examine", fail)
+    answer = conta("doctor")
+    assert answer.code == 1
+    (line,) = answer.err.splitlines()
+    log = tmp_path / "home" / "fault.log"
+    assert line.startswith("conta: RuntimeError: two lines; this is a fault of ours")
+    assert str(log) in line
+    assert "in fail" in log.read_text()
+
+
+def test_main__closed_pipe_is_quiet():
+    command = f"{sys.executable} -m flows.cli run --help | true"
+    done = subprocess.run(command, shell=True, cwd=ROOT, check=False, capture_output=True)  # noqa: S602
+    assert done.stderr == b""
+
+
+def test_main__interrupt_is_quiet(tmp_path):
+    # `data check` waits for a reader of the pipe that it takes for the tag table
+    os.mkfifo(tmp_path / "tags.csv")
+    command = [sys.executable, "-m", "flows.cli", "data", "check", str(tmp_path)]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    with child, (tmp_path / "tags.csv").open("w"):  # returns once the child has opened its end
+        child.send_signal(signal.SIGINT)
+        err = child.communicate(timeout=60)[1]
+    assert child.returncode == 130
+    assert b"Traceback" not in err
+
+
+def test_compare__no_runs(conta):
+    assert json.loads(conta("compare", "--json").out) == []
+    assert "no runs in" in conta("compare").out
+
+
+def test_score__hand_counted(conta, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("background\ncat\ndog\n")
+    true = np.array([[0, 0, 1, 255], [0, 0, 1, 255]], np.uint8)
+    ours = np.array([[0, 1, 1, 0], [0, 0, 1, 2]], np.uint8)
+    write_mask(tmp_path / "truth" / "a.png", true)
+    write_mask(tmp_path / "ours" / "a.png", ours)
+    answer = conta("score", tmp_path / "ours", tmp_path / "truth", "--labels", labels, "--json")
+    assert answer.code == 0
+    report = json.loads(answer.out)
+    # background 3 of 4, cat 2 of 3, dog in neither counted map
+    assert report["miou"] == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert report["absent"] == ["dog"]
+    table = conta("score", tmp_path / "ours", tmp_path / "truth", "--labels", labels).out
+    assert "cat          66.7    66.7   100.0" in table
+    assert "mean         70.8" in table
+    assert "1 photos; not in the mean, for they occur nowhere: dog" in table
+
+
+def test_data__scenes_and_check(conta, tmp_path):
+    made = conta("data", "scenes", tmp_path / "scenes", "--photos", 12, "--size", 48)
+    assert made.code == 0, made
+    checked = conta("data", "check", tmp_path / "scenes")
+    assert checked.code == 0, checked
+    assert "layout voc, 8 classes" in checked.out
+    (next((tmp_path / "scenes").rglob("*.jpg"))).write_bytes(b"broken")
+    broken = conta("data", "check", tmp_path / "scenes")
+    assert broken.code == 2
+    assert "fault: " in broken.out
+
+
+def test_doctor__sound_and_broken(conta, monkeypatch, tmp_path):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(flows.doctor, "FREE_GB", 1e9)
+    monkeypatch.setattr(flows.doctor, "importlib", SimpleNamespace(import_module=missing))
+    answer = conta("doctor")
+    assert answer.code == 1
+    lines = answer.out.splitlines()
+    assert [line for line in lines if line.startswith("PROBLEM disk")]
+    assert [line for line in lines if line.startswith("PROBLEM dense CRF")]
+    assert [line for line in lines if line.startswith("ok      python")]
+    assert not (tmp_path / "home").exists()
