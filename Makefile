@@ -34,7 +34,7 @@ check: $(STAMP)  ## Lint, format, types and the layers between the rooms
 	@$(BIN)/lint-imports
 
 bench: $(STAMP)  ## Time the parts that cost most on this machine
-	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 mutants: $(STAMP)  ## Break the code in known places; the tests have to notice each one
 	@$(BIN)/python tests/mutants.py

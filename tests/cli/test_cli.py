@@ -13,6 +13,7 @@ import pytest
 
 import flows.doctor
 from wsss_core.data.images import write_mask
+from wsss_core.data.scenes import write_scenes
 from wsss_core.errors import ContaError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def test_main__bad_input_is_one_line_and_2(conta, tmp_path):
         ("run", SMOKE, "--limit", "0"): "data.limit: ",
         ("data", "check", tmp_path / "none"): "is no folder",
         ("data", "scenes", tmp_path / "s", "--confounding", "1"): "data.scenes.confounding: ",
-        ("score", tmp_path, tmp_path, "--labels", tmp_path / "none"): "cannot be read",
+        ("score", tmp_path, tmp_path, "--labels", tmp_path / "none"): "none does not exist",
         ("predict", tmp_path, "--model", "none", "-o", tmp_path / "out"): "none",
         ("compare", "none"): "none",
     }
@@ -148,13 +149,17 @@ def test_score__hand_counted(conta, tmp_path):
     assert "1 photos; not in the mean, for they occur nowhere: dog" in table
 
 
-def test_data__scenes_and_check(conta, tmp_path):
+def test_data__scenes_and_check(conta, monkeypatch, tmp_path):
+    def write_few(out, config, recorder):
+        return write_scenes(out, config.model_copy(update={"val_photos": 4}), recorder)
+
+    monkeypatch.setattr("wsss_core.data.scenes.write_scenes", write_few)
     made = conta("data", "scenes", tmp_path / "scenes", "--photos", 12, "--size", 48)
     assert made.code == 0, made
     checked = conta("data", "check", tmp_path / "scenes")
     assert checked.code == 0, checked
     assert "layout voc, 8 classes" in checked.out
-    (next((tmp_path / "scenes").rglob("*.jpg"))).write_bytes(b"broken")
+    next((tmp_path / "scenes").glob("JPEGImages/train*.jpg")).write_bytes(b"broken")
     broken = conta("data", "check", tmp_path / "scenes")
     assert broken.code == 2
     assert "fault: " in broken.out
@@ -165,6 +170,8 @@ def test_doctor__sound_and_broken(conta, monkeypatch, tmp_path):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(flows.doctor, "FREE_GB", 1e9)
+    for slow in ("_look_at_prefect", "_look_at_device"):
+        monkeypatch.setattr(flows.doctor, slow, lambda home: "not looked at here")
     monkeypatch.setattr(flows.doctor, "importlib", SimpleNamespace(import_module=missing))
     answer = conta("doctor")
     assert answer.code == 1

@@ -100,7 +100,7 @@ def test_check_data__names_every_fault(tmp_path):
     save_photo(root / "masks" / "rgb.png")
     report = check(root)
     says = [
-        "line 13: has 3 cells",
+        "line 14: has 3 cells",
         "'../up.jpg' leaves the data folder",
         "'/etc/root.jpg' is an absolute path",
         "'turned.png' and 'turned.jpg' of line 8 would share the id",

@@ -258,6 +258,8 @@ def test_score_folder__no_common_name(tmp_path):
     write_mask(tmp_path / "else" / "9.png", np.zeros((1, 3), np.uint8))
     with pytest.raises(DataError, match="masks are matched by file name"):
         score_folder(masks, tmp_path / "else", labels)
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        score_folder(masks, tmp_path / "nowhere", labels)
 
 
 def test_score_folder__other_size_and_stray_label(tmp_path):

@@ -16,7 +16,7 @@ from wsss_core.models.backbones import (
     set_training_mode,
 )
 
-# Means over the map of a few channels after block 1, 3 and 5 for `wave(64)`; timm 1.0.31, torch 2.15
+# Means over the map of a few channels after block 1, 3 and 5 for `wave(64)`
 GOLDEN = {
     0: {3: -1.34221, 5: 1.5713, 7: -1.06655, 8: 0.81626},
     2: {0: 4.87208, 1: -2.3059, 2: 2.57255, 5: -3.306},
@@ -100,7 +100,9 @@ def test_build_backbone__cut_blocks_are_the_timm_net(name, monkeypatch):
 
     made, create = [], timm.create_model
     monkeypatch.setattr(
-        timm, "create_model", lambda *args, **options: made.append(create(*args, **options)) or made[0]
+        timm,
+        "create_model",
+        lambda *args, **options: made.append(create(*args, **options)) or made[0],
     )
     backbone = build_backbone(name, pretrained=False, output_stride=16).eval()
 
@@ -111,7 +113,10 @@ def test_build_backbone__cut_blocks_are_the_timm_net(name, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnt50", "unknown backbone 'resnt50'; use lite0, resnet50, resnet101 or a name timm lists"),
+        (
+            "resnt50",
+            "unknown backbone 'resnt50'; use lite0, resnet50, resnet101 or a name timm lists",
+        ),
         (
             "vgg11",
             "backbone 'vgg11' cannot give features at stride 16 (AssertionError); "

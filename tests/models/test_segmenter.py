@@ -36,9 +36,7 @@ def test_segmenter__scores_at_the_stride_of_its_head(head, output_stride):
     assert scores.shape == (2, 4, 32 // stride, 64 // stride)
 
 
-@pytest.mark.parametrize(
-    ("output_stride", "rates"), [(8, [6, 12, 18, 24]), (16, [3, 6, 9, 12])]
-)
+@pytest.mark.parametrize(("output_stride", "rates"), [(8, [6, 12, 18, 24]), (16, [3, 6, 9, 12])])
 def test_aspp_sum__rates_are_kazutos_scaled_to_the_stride(output_stride, rates):
     pyramid = AsppSum(8, 3, output_stride=output_stride)
     assert [layer.dilation for layer in pyramid.layers] == [(rate, rate) for rate in rates]
@@ -55,7 +53,9 @@ def test_aspp_sum__is_the_sum_of_its_layers():
 
 def test_segmenter__new_parameters_are_the_head():
     segmenter = build("deeplabv3plus")
-    assert {id(p) for p in segmenter.new_parameters()} == {id(p) for p in segmenter.head.parameters()}
+    assert {id(p) for p in segmenter.new_parameters()} == {
+        id(p) for p in segmenter.head.parameters()
+    }
 
 
 def test_segmenter__new_heads_have_no_batch_norm():

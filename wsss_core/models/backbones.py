@@ -160,9 +160,10 @@ def _build_resnet(name: str, *, pretrained: bool, output_stride: int) -> Backbon
     # irn keeps the stride of layer4 at 1 without dilation; kazuto's DeepLab dilates. torchvision
     # can only dilate.
     dilate = [False, output_stride == 8, True]
+    weights = _resnet_weights(name) if pretrained else None
     net = getattr(torchvision.models, name)(weights=None, replace_stride_with_dilation=dilate)
-    if pretrained:
-        net.load_state_dict(_resnet_weights(name))
+    if weights is not None:
+        net.load_state_dict(weights)
     blocks = [
         nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool),
         net.layer1,

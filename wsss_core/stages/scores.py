@@ -279,6 +279,8 @@ def _write_json(path: Path, document: BaseModel) -> None:
 
 
 def _masks_below(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give the folder that holds the mask PNGs")
     return {
         path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.png")
     }

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+
+import mlflow
+import pytest
+
+from flows import runs
+from flows.plan import plan_run
+from tests.flows import toys as toy_stages
+from wsss_core.config import parse_config
+from wsss_core.errors import BusyError, DivergedError
+
+pytestmark = pytest.mark.flow
+
+STAGES = 19  # calls of a round with one val split and truth, two of them for the next round
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    return toy_stages.install(monkeypatch)
+
+
+@pytest.fixture
+def conta(home):
+    """Run the flow as `execute` does."""
+    from flows.conta import conta_flow
+
+    def run(until=None, **tree):
+        config = parse_config({"name": "toy", "rounds": 1, **tree})
+        return runs.read_run(home, conta_flow(config, until))
+
+    return run
+
+
+def _states(run):
+    """How often each state name ended a task of the run's latest flow run."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.drain_all(timeout=10)
+    with get_client(sync_client=True) as client:
+        for _ in range(50):
+            found = client.read_task_runs(
+                flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [run.prefect_run]}})
+            )
+            names = Counter(task_run.state_name for task_run in found)
+            if found and not {"Pending", "Running"} & names.keys():
+                return names
+            __import__("time").sleep(0.1)
+    return names
+
+
+def test_conta_flow__again_is_cached_and_mlflow_holds_each_point_once(home, toys, conta):
+    first = conta()
+    calls = toys.take_calls()
+    assert first.status == "finished"
+    assert [entry.round for entry in first.rounds] == [0, 1]
+    assert calls[:4] == ["scenes", "truth", "classifier", "score_classifier/val"]
+    assert {"cam/miou", "pseudo/miou", "seg_val/miou", "tag_agreement", "seconds"} <= set(
+        first.rounds[1].metrics
+    )
+
+    second = conta()
+    assert toys.take_calls() == []
+    assert second.name == first.name
+    assert [r.manifests for r in second.rounds] == [r.manifests for r in first.rounds]
+    states = _states(second)
+    assert states == {"Cached": len(calls) - 1, "Completed": 1}  # truth is indexed every time
+
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("toy").experiment_id
+    found = client.search_runs([experiment])
+    parents = [run for run in found if "conta.round" not in run.data.tags]
+    children = [run for run in found if "conta.round" in run.data.tags]
+    assert len(parents) == 1
+    assert len(children) == 2
+    assert {run.info.status for run in found} == {"FINISHED"}
+    parent = parents[0].info.run_id
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent}
+    for metric in ("cam/miou", "seg_val/miou", "seconds/classifier"):
+        points = client.get_metric_history(parent, metric)
+        assert [point.step for point in points] == [0, 1]
+        assert points[1].value == first.rounds[1].metrics.get(metric, points[1].value)
+    losses = client.get_metric_history(children[0].info.run_id, "segmenter/loss")
+    assert [(point.step, point.value) for point in losses] == [(0, 1.0), (1, 0.5)]
+    images = [file.path for file in client.list_artifacts(parent, "images")]
+    assert sum("panel%step%0" in path and path.endswith(".png") for path in images) == 1
+    assert sum("c%step%1" in path and path.endswith(".png") for path in images) == 1
+    assert parents[0].data.tags["prefect.url"].endswith(first.prefect_run) or True
+    assert parents[0].inputs.dataset_inputs[0].dataset.digest == first.data
+    assert parents[0].data.params["segmenter.backbone"] == "lite0"
+
+
+def test_conta_flow__a_flipped_byte_is_rebuilt_and_no_more(home, toys, conta, capsys):
+    run = conta(rounds=0)
+    toys.take_calls()
+    cams = run.rounds[0].manifests["cams"]
+    file = home / "store" / "cams" / cams.key / "what.txt"
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    capsys.readouterr()
+    again = conta(rounds=0)
+    assert toys.take_calls() == ["cams"]
+    assert again.rounds[0].manifests["cams"].digest == cams.digest
+    assert "rebuilt cams: what.txt was changed" in capsys.readouterr().err
+
+
+def test_conta_flow__a_segmenter_setting_redoes_what_follows(home, toys, conta):
+    conta(rounds=0)
+    toys.take_calls()
+    changed = {"segmenter": {"class_balanced": True}}
+    config = parse_config({"name": "toy", "rounds": 0, **changed})
+    misses = [row for row in plan_run_of(config, home) if not row.hit]
+    assert misses[0].stage == "segmenter"
+    assert misses[0].reason == "class_balanced: false -> true"
+    assert misses[1].reason == "follows segmenter"
+    conta(rounds=0, **changed)
+    calls = toys.take_calls()
+    assert calls[0] == "segmenter"
+    assert not {"classifier", "cams", "masks", "score_cams"} & set(calls)
+
+
+def plan_run_of(config, home):
+    from tasks import stages as real
+    from tests.flows.toys import StagePolicy  # noqa: F401 - toys stand behind the tasks
+
+    import flows.plan as plan
+
+    plan.index_truth = real._index_truth
+    return plan_run(config, home)
+
+
+def test_conta_flow__one_round_more_continues_the_run(toys, conta):
+    first = conta(rounds=0)
+    toys.take_calls()
+    second = conta(rounds=1)
+    assert second.name == first.name
+    assert len(second.rounds) == 2
+    assert toys.take_calls()[0] == "classifier"
+
+
+def test_conta_flow__without_context_later_rounds_are_free(toys, conta):
+    run = conta(rounds=2, causal={"context": "none"})
+    calls = toys.take_calls()
+    assert calls.count("classifier") == calls.count("segmenter") == 1
+    assert [entry.manifests["masks"].key for entry in run.rounds] == [
+        run.rounds[0].manifests["masks"].key
+    ] * 3
+    assert run.rounds[2].seconds == 0
+
+
+def test_conta_flow__until_and_truth_and_stop(toys, conta):
+    stopped = conta(until="cams", rounds=2)
+    assert toys.take_calls()[-2:] == ["cams", "score_cams"]
+    assert (stopped.status, stopped.reason) == ("stopped", "after cams, as asked")
+    conta(supervision="truth", rounds=2)
+    calls = toys.take_calls()
+    assert calls[0] == "truth_masks"
+    assert calls.count("segmenter") == 1
+    stable = conta(rounds=5, evaluation={"stop_stability": 1e-6})
+    assert len(stable.rounds) == 1
+
+
+def test_conta_flow__failures_are_told_kept_and_retried(home, toys, conta, monkeypatch):
+    toys.errors["segmenter"] = DivergedError("segmenter: loss is nan at batch 3")
+    with pytest.raises(DivergedError, match=r"nan at batch 3; log: .*run\.log$"):
+        conta(rounds=0)
+    (failed,) = runs.list_runs(home)
+    assert (failed.status, failed.reason) == ("failed", "segmenter: loss is nan at batch 3")
+    assert "DivergedError" in runs.log_path(home, failed.name).read_text()
+    assert toys.take_calls().count("segmenter") == 1
+
+    from tasks import stages as real
+
+    monkeypatch.setattr(real.train_segmenter, "retry_delay_seconds", [0, 0])
+    toys.errors["segmenter"] = OSError(errno.EIO, "Input/output error")
+    done = conta(rounds=0)
+    assert done.status == "finished"
+    assert toys.take_calls().count("segmenter") == 2
+
+    with runs.hold_run(home, done.name), pytest.raises(BusyError, match=f"pid {os.getpid()}"):
+        conta(rounds=0)
+
+
+def test_conta_flow__a_dead_tracker_costs_one_line(home, toys, conta, monkeypatch, capsys):
+    good = os.environ["MLFLOW_TRACKING_URI"]
+    mlflow.set_tracking_uri(f"sqlite:///{home}/no/such/folder/mlflow.db")
+    (home / "no").write_text("in the way")
+    run = conta(rounds=0)
+    assert run.status == "finished"
+    assert capsys.readouterr().err.count("MLflow failed") == 1
+    mlflow.set_tracking_uri(good)
+    again = conta(rounds=0)
+    toys.take_calls()
+    client = mlflow.MlflowClient()
+    assert [p.step for p in client.get_metric_history(again.mlflow_run, "cam/miou")] == [0]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from flows import cost
+from flows.plan import Planned, explain_miss
+from wsss_core.config import Config
+from wsss_core.errors import InputError
+
+QUESTION = {
+    "settings": {"training": {"epochs": 5}, "head": "v2"},
+    "code": {"wsss_core.a": "1", "wsss_core.b": "1"},
+    "seed": 3,
+    "precision": "fp32",
+    "inputs": {"masks": "x", "former": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"settings": {"training": {"epochs": 9}, "head": "v2"}}, "training.epochs: 9 -> 5"),
+        ({"code": {"wsss_core.a": "1", "wsss_core.b": "2"}}, "module wsss_core.b changed"),
+        ({"inputs": {"masks": "y", "former": None}}, "input masks changed"),
+        ({"seed": None}, "seed: null -> 3"),
+        ({"precision": "amp"}, 'precision: "amp" -> "fp32"'),
+    ],
+)
+def test_explain_miss__names_what_changed(change, reason):
+    assert explain_miss(QUESTION, [{**QUESTION, **change}]) == reason
+
+
+def test_explain_miss__compares_with_the_nearest():
+    far = {**QUESTION, "seed": 4, "precision": "amp"}
+    assert explain_miss(QUESTION, [far, {**QUESTION, "seed": 5}]) == "seed: 5 -> 3"
+    assert explain_miss(QUESTION, []) == "never made"
+
+
+def test_planned__is_a_line():
+    assert str(Planned(None, "scenes", True)).split() == ["data", "scenes", "hit"]
+    assert str(Planned(2, "test/val", False, "follows masks")).endswith("miss: follows masks")
+
+
+def test_estimate_cost__counts_misses_alone():
+    rows = [Planned(0, "classifier", True), Planned(0, "segmenter", False)]
+    one = cost.estimate_cost(rows, Config(), photos={"train": 100}, side_px=320)
+    two = cost.estimate_cost(rows, Config(), photos={"train": 200}, side_px=320)
+    # 100 photos, 20 epochs, 47 ms at 224 px
+    assert one.seconds == pytest.approx(100 * 20 * 0.047 * 321**2 / 224**2)
+    assert two.seconds == pytest.approx(2 * one.seconds)
+    assert two.num_bytes == one.num_bytes > 15e6
+
+
+def test_check_cost__refuses_more_than_the_disk_has(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from wsss_core.records import Dataset, Manifest, TaggedPhoto
+    from wsss_core.stages.stage import Workspace
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    photo = TaggedPhoto("a", tmp_path / "a.png", (0,))
+    monkeypatch.setattr(Workspace, "dataset", lambda *_: Dataset(("cat",), {"train": (photo,)}))
+    data = Manifest(
+        stage="scenes", key="k", digest="d", count=1, index_sha256="", finished_ms=0, seconds=0
+    )
+    work, rows = Workspace(tmp_path), [Planned(0, "segmenter", False, "never made")]
+    assert cost.check_cost([Planned(0, "segmenter", True)], Config(), work, data) is None
+    assert "1 of 1 stages to compute" in cost.check_cost(rows, Config(), work, data)
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(cost.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"needs about 0\.1 GB, but .* 0\.0 GB free"):
+        cost.check_cost(rows, Config(), work, data)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+
+import pytest
+
+from flows import runs
+from wsss_core.config import Config, parse_config
+from wsss_core.errors import BusyError, InputError
+from wsss_core.records import Manifest
+
+
+def manifest(stage, key="k", seconds=1.0, **metrics):
+    return Manifest(
+        stage=stage,
+        key=key,
+        digest=f"d-{key}",
+        count=1,
+        index_sha256="",
+        metrics=metrics,
+        finished_ms=5,
+        seconds=seconds,
+    )
+
+
+def saved(home, name, started_ms=0):
+    run = runs.Run(name=name, config={}, data="d", started_ms=started_ms)
+    runs.save_run(home, run)
+    return run
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rounds": 7},
+        {"runtime": {"workers": 1, "device": "cpu", "threads": 1}},
+        {"tracking": {"panels": "none"}},
+        {"evaluation": {"stop_stability": 0.9}},
+        {"data": {"root": "/elsewhere"}},
+    ],
+)
+def test_name_run__same_run(other):
+    data = manifest("scenes")
+    assert runs.name_run(parse_config(other), data) == runs.name_run(Config(), data)
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"segmenter": {"head": "deeplabv3plus"}}, {"data": {"limit": 3}}]
+)
+def test_name_run__another_run(other):
+    data = manifest("scenes")
+    assert runs.name_run(parse_config(other), data) != runs.name_run(Config(), data)
+    assert runs.name_run(Config(), data) != runs.name_run(Config(), manifest("scenes", "other"))
+
+
+def test_round_metrics__seconds_of_shared_artifacts_count_once():
+    run = runs.Run(name="r", config={}, data="d", started_ms=0)
+    for number in (0, 1):
+        run.start_round(number)
+        run.keep(number, "cams", manifest("cams", "same", seconds=2, **{"cam/miou": 0.5}))
+        run.keep(number, "masks", manifest("masks", f"m{number}", seconds=3))
+    assert [entry.seconds for entry in run.rounds] == [5.0, 3.0]
+    assert run.rounds[1].metrics == {"seconds": 3.0, "cam/miou": 0.5}
+    run.start_round(0)
+    assert [len(entry.manifests) for entry in run.rounds] == [0, 2]
+
+
+def test_find_run__names_beginnings_and_latest(tmp_path):
+    with pytest.raises(InputError, match="no run in"):
+        runs.find_run(tmp_path, "latest")
+    for started, name in enumerate(["voc-12345678", "scenes-1234aaaa", "scenes-1234bbbb"]):
+        saved(tmp_path, name, started)
+    assert runs.find_run(tmp_path, "latest").name == "scenes-1234bbbb"
+    assert runs.find_run(tmp_path, "voc").name == "voc-12345678"
+    assert runs.find_run(tmp_path, "scenes-1234a").name == "scenes-1234aaaa"
+    with pytest.raises(InputError, match="several runs begin with 'scenes'"):
+        runs.find_run(tmp_path, "scenes")
+    with pytest.raises(InputError, match="no run begins with 'coco'"):
+        runs.find_run(tmp_path, "coco")
+
+
+def test_find_round__last_with_a_segmenter(tmp_path):
+    run = saved(tmp_path, "toy-1")
+    with pytest.raises(InputError, match="no trained segmenter yet"):
+        runs.find_round(tmp_path, "toy-1")
+    for number in (0, 1, 2):
+        run.start_round(number)
+        if number < 2:
+            run.keep(number, "segmenter", manifest("segmenter", str(number)))
+    runs.save_run(tmp_path, run)
+    assert runs.find_round(tmp_path, "toy-1")[1].round == 1
+    assert runs.find_round(tmp_path, "latest:0")[1].round == 0
+    with pytest.raises(InputError, match="has no round '2'; it has 0, 1"):
+        runs.find_round(tmp_path, "toy-1:2")
+
+
+def test_list_runs__skips_what_cannot_be_read(tmp_path):
+    saved(tmp_path, "good-1")
+    (tmp_path / "runs" / "half").mkdir()
+    (tmp_path / "runs" / "half" / "run.json").write_text("{")
+    assert [run.name for run in runs.list_runs(tmp_path)] == ["good-1"]
+
+
+def _hold(home, taken, done):
+    with runs.hold_run(home, "toy-1"):
+        taken.set()
+        done.wait(30)
+
+
+def test_hold_run__second_start_names_the_first(tmp_path):
+    context = multiprocessing.get_context("fork")
+    taken, done = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path, taken, done))
+    holder.start()
+    try:
+        assert taken.wait(30)
+        with (
+            pytest.raises(BusyError, match=f"host .*, pid {holder.pid}"),
+            runs.hold_run(tmp_path, "toy-1"),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.join()
+    with runs.hold_run(tmp_path, "toy-1"):  # the kernel let go
+        assert f"pid {os.getpid()}" in (tmp_path / "runs" / "toy-1" / "lock").read_text()
+
+
+def test_log_run__json_lines_with_tracebacks(tmp_path):
+    logger = logging.getLogger("tests.flows")
+    with runs.log_run(tmp_path, "toy-1") as path:
+        logger.warning("two\nlines")
+        try:
+            raise ValueError("bad")
+        except ValueError:
+            logger.exception("failed")
+    logger.warning("after the end")
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert (first["level"], first["message"]) == ("WARNING", "two\nlines")
+    assert "ValueError: bad" in second["traceback"]
+
+
+def test_round_table__columns_of_the_splits_that_were_scored():
+    run = runs.Run(name="toy-1", config={}, data="d", started_ms=0)
+    run.start_round(0)
+    scores = {"cam/miou": 0.4161, "seg_val/miou": 0.25, "tag_agreement": 1.0}
+    run.keep(0, "all", manifest("all", seconds=61.6, **scores))
+    run.start_round(1)
+    assert runs.round_table(run).splitlines() == [
+        "round   CAM  pseudo-mask   val  tag agreement  seconds",
+        "    0  41.6            -  25.0          100.0       62",
+        "    1     -            -     -              -        0",
+    ]
+    assert runs.markdown_table(run).splitlines()[1].startswith("| ---: |")
+    assert runs.compare_rows([run])[0] == {
+        "run": "toy-1",
+        "round": 0,
+        "metrics": {"seconds": 61.6, **scores},
+    }
+    assert runs.compare_table([run]).splitlines()[1].split()[0] == "toy-1"

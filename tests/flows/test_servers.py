@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from flows import environment, launch, servers
+from wsss_core.config import parse_config
+from wsss_core.errors import ContaError, InputError
+from wsss_core.workers import start_process
+
+
+class _Fine(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802
+        self.send_response(200 if "health" in self.path else 404)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def somebody():
+    server = http.server.ThreadingHTTPServer((servers.HOST, 0), _Fine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://{servers.HOST}:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_is_up__answers_and_silence(somebody, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert servers.is_up(f"{somebody}/api/health")
+    assert not servers.is_up(f"{somebody}/nothing")
+    assert not servers.is_up("http://127.0.0.1:1/health")
+    assert not servers.is_up("no address")
+
+
+def test_find_free_port__wanted_or_another():
+    with socket.socket() as busy:
+        busy.bind((servers.HOST, 0))
+        busy.listen()
+        taken = busy.getsockname()[1]
+        assert servers.find_free_port(taken) != taken
+    assert servers.find_free_port(taken) == taken
+
+
+def test_live_ui__only_what_answers(tmp_path, somebody):
+    assert servers.live_ui(tmp_path) is None
+    links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
+    (tmp_path / "ui.json").write_text(json.dumps(links))
+    assert servers.live_ui(tmp_path) == links
+    (tmp_path / "ui.json").write_text(json.dumps({**links, "mlflow": "http://127.0.0.1:1"}))
+    assert servers.live_ui(tmp_path) is None
+    (tmp_path / "ui.json").write_text("{")
+    assert servers.live_ui(tmp_path) is None
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_start_ui__second_start_finds_the_first(tmp_path, somebody):
+    links = {"prefect": somebody, "mlflow": somebody, "pid": "77"}
+    (tmp_path / "ui.json").write_text(json.dumps(links))
+    said = []
+    servers.start_ui(tmp_path, say=said.append)
+    assert said[0] == "already up (pid 77)"
+    assert somebody in said[1]
+
+
+def test_wait_ready__names_address_or_log(tmp_path):
+    with pytest.raises(InputError, match="127.0.0.1:1 does not answer"):
+        servers.Server("http://127.0.0.1:1", "/api/health").wait_ready()
+    child = start_process([sys.executable, "-c", "raise SystemExit(3)"])
+    server = servers.Server("http://127.0.0.1:1", "/health", child, tmp_path / "server.log")
+    with pytest.raises(ContaError, match="did not start; it said why in .*server.log"):
+        server.wait_ready()
+    server.stop()
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_set_defaults__the_user_wins(tmp_path):
+    os.environ["MLFLOW_TRACKING_URI"] = "http://mlflow.lab:5000"
+    os.environ.pop("PREFECT_RESULTS_DEFAULT_SERIALIZER", None)
+    environment.set_defaults(tmp_path / "home")
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.lab:5000"
+    assert os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] == "json"
+    assert "PREFECT_HOME" not in environment.describe_environment(tmp_path)
+
+
+def test_resolve_home__absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CONTA_HOME", raising=False)
+    assert environment.resolve_home() == tmp_path / ".conta"
+    monkeypatch.setenv("CONTA_HOME", "there")
+    assert environment.resolve_home() == tmp_path / "there"
+
+
+def test_execute__wrong_use_is_found_before_any_server(tmp_path):
+    with pytest.raises(InputError, match="no stage 'crf' to stop after; there are: classifier"):
+        launch.execute(parse_config({}), home=tmp_path / "home", until="crf")
+    photos = {"data": {"source": "photos"}}
+    with pytest.raises(InputError, match="give it with --data DIR"):
+        launch.execute(parse_config(photos), home=tmp_path / "home")
+    photos["data"]["root"] = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no folder at .*nowhere"):
+        launch.execute(parse_config(photos), home=tmp_path / "home")
+    assert not Path(tmp_path / "home").exists()
