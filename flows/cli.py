@@ -134,11 +134,12 @@ def predict(
     from wsss_core.config import parse_config
     from wsss_core.errors import ContaError
     from wsss_core.observe import ConsoleRecorder
-    from wsss_core.stages.predict import predict_folder
-    from wsss_core.stages.stage import Workspace
 
     home = resolve_home()
     found, chosen = find_round(home, model)
+    from wsss_core.stages.predict import predict_folder
+    from wsss_core.stages.stage import Workspace
+
     done = predict_folder(
         photos,
         segmenter=chosen.manifests["segmenter"],

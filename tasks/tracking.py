@@ -173,10 +173,10 @@ class Tracker:
         return self._children[number]
 
     def _show(self, picture: Path, number: int, at: int) -> None:
-        beginning = f"images/{picture.stem}%step%{number}%"
+        # MLflow names the file itself; releases differ in the separator
+        same = re.compile(rf"images/{re.escape(picture.stem)}[+%]step[+%]{number}[+%]")
         if any(
-            file.path.startswith(beginning)
-            for file in self._client.list_artifacts(self.run_id, "images")
+            same.match(file.path) for file in self._client.list_artifacts(self.run_id, "images")
         ):
             return  # a run that died after this picture and before its tag
         with Image.open(picture) as image:

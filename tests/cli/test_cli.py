@@ -44,8 +44,8 @@ def test_main__bad_input_is_one_line_and_2(conta, tmp_path):
         ("data", "check", tmp_path / "none"): "is no folder",
         ("data", "scenes", tmp_path / "s", "--confounding", "1"): "data.scenes.confounding: ",
         ("score", tmp_path, tmp_path, "--labels", tmp_path / "none"): "none does not exist",
-        ("predict", tmp_path, "--model", "none", "-o", tmp_path / "out"): "none",
-        ("compare", "none"): "none",
+        ("predict", tmp_path, "--model", "none", "-o", tmp_path / "out"): "no run in",
+        ("compare", "none"): "no run in",
     }
     for arguments, said in cases.items():
         answer = conta(*arguments)

@@ -64,6 +64,17 @@ def test_read_voc__objects_off_the_label_list_do_not_count(tmp_path):
         read(tmp_path, train="val", val=())
 
 
+def test_read_voc__names_of_parts_and_sources_are_no_objects(tmp_path):
+    make_devkit(tmp_path, TAGS, train=["p1"], labels=("cat", "head", "flickr"), xml=True)
+    assert tags_of(read(tmp_path, val=())) == {"train": {"p1": (0,)}}
+
+
+def test_read_voc__a_csv_that_is_named_must_exist(tmp_path):
+    make_devkit(tmp_path, TAGS, train=["p1"], val=["p2"], xml=True)
+    with pytest.raises(DataError, match=r"other\.csv does not exist"):
+        read(tmp_path, tags="other.csv")
+
+
 def test_read_voc__twenty_classes_without_a_label_list(tmp_path):
     make_devkit(tmp_path, {"p1": "aeroplane tvmonitor"}, train=["p1"], labels=None)
     dataset = read(tmp_path, val=())

@@ -17,7 +17,7 @@ from wsss_core.workers import start_process
 
 
 class _Fine(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.send_response(200 if "health" in self.path else 404)
         self.end_headers()
 
@@ -28,7 +28,7 @@ class _Fine(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def somebody():
     server = http.server.ThreadingHTTPServer((servers.HOST, 0), _Fine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://{servers.HOST}:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -73,11 +73,11 @@ def test_start_ui__second_start_finds_the_first(tmp_path, somebody):
 
 
 def test_wait_ready__names_address_or_log(tmp_path):
-    with pytest.raises(InputError, match="127.0.0.1:1 does not answer"):
+    with pytest.raises(InputError, match=r"127.0.0.1:1 does not answer"):
         servers.Server("http://127.0.0.1:1", "/api/health").wait_ready()
     child = start_process([sys.executable, "-c", "raise SystemExit(3)"])
     server = servers.Server("http://127.0.0.1:1", "/health", child, tmp_path / "server.log")
-    with pytest.raises(ContaError, match="did not start; it said why in .*server.log"):
+    with pytest.raises(ContaError, match=r"did not start; it said why in .*server.log"):
         server.wait_ready()
     server.stop()
 
@@ -107,6 +107,6 @@ def test_execute__wrong_use_is_found_before_any_server(tmp_path):
     with pytest.raises(InputError, match="give it with --data DIR"):
         launch.execute(parse_config(photos), home=tmp_path / "home")
     photos["data"]["root"] = str(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no folder at .*nowhere"):
+    with pytest.raises(InputError, match=r"no folder at .*nowhere"):
         launch.execute(parse_config(photos), home=tmp_path / "home")
     assert not Path(tmp_path / "home").exists()

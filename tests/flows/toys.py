@@ -1,4 +1,4 @@
-"""Stages that write a line in the place of hours of work, with the real ones' names and settings."""
+"""Stages that write a line where the real ones work for hours, under their names."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_class_activation_maps__mirrored_photo_has_mirrored_maps(seed, with_cont
 
 
 def test_class_activation_maps__context_is_mirrored_with_the_photo():
-    """A context that lies on the left alone must not appear on the right through the flipped view."""
+    """A context on the left alone must not appear on the right through the flipped view."""
     photos = np.full((1, 32, 32, 3), 124, np.uint8)
     x_m = torch.zeros(1, 8, 8)
     x_m[:, :, :4] = 10.0
@@ -225,7 +225,7 @@ def save(path, **changes):
 def test_read_cam__other_arrays_are_no_cam(tmp_path, change):
     path = tmp_path / "photo.npz"
     save(path, **change)
-    with pytest.raises(DataError, match="is no CAM file .*; expected arrays classes, cam, size"):
+    with pytest.raises(DataError, match=r"is no CAM file .*; expected arrays classes, cam, size"):
         read_cam(path)
 
 

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 from prefect.results import ResultStore
+from prefect.serializers import JSONSerializer
 from prefect.states import Failed
 
 from tasks import policy, stages
@@ -36,12 +37,14 @@ def test_may_pass__only_what_may_pass_by_itself(error, passes):
 def test_settle_record__follows_the_store(tmp_path):
     from prefect.filesystems import LocalFileSystem
 
-    records = ResultStore(result_storage=LocalFileSystem(basepath=str(tmp_path)), serializer="json")
+    records = ResultStore(
+        result_storage=LocalFileSystem(basepath=str(tmp_path)), serializer=JSONSerializer()
+    )
     policy._settle_record(records, "toy-k", None)
     assert not records.exists("toy-k")
     policy._settle_record(records, "toy-k", MANIFEST)
     assert records.exists("toy-k")
-    fresh = ResultStore(result_storage=records.result_storage, serializer="json")
+    fresh = ResultStore(result_storage=records.result_storage, serializer=JSONSerializer())
     assert fresh.read("toy-k").result == MANIFEST
     assert b"pickle" not in (tmp_path / "toy-k").read_bytes()
     policy._settle_record(records, "toy-k", None)

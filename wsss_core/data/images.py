@@ -100,8 +100,16 @@ def read_mask(path: Path) -> UInt8[np.ndarray, "h w"]:
         return np.array(picture).astype(np.uint8)
 
 
-def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
-    """Write labels as a PNG in VOC's colours, and its folder; same labels give same bytes."""
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write labels as a PNG in VOC's colours, and its folder; same labels give same bytes.
+
+    Args:
+        path: Where to.
+        mask: Labels, uint8 of shape (H, W).
+
+    Raises:
+        ValueError: For any other array.
+    """
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise ValueError(
             f"mask is {mask.dtype} of shape {mask.shape}; expected uint8 of shape (H, W)"
