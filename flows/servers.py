@@ -31,6 +31,7 @@ from wsss_core.workers import start_process
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000  # the products' own
 READY_S, STOP_S = 180.0, 10.0
+SETTLE_S = 0.5  # from the last event on the wire to the recorder, which writes it as it stops
 
 _LINKS = "ui.json"
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -125,6 +126,7 @@ def close_prefect(server: Server) -> None:
 
     for worker in (EventsWorker, APILogWorker):
         worker.drain_all(timeout=STOP_S)
+    time.sleep(SETTLE_S)
     server.stop()
     os.environ.pop("PREFECT_API_URL", None)
 
@@ -197,6 +199,9 @@ def _start_prefect(home: Path, port: int, *, with_pages: bool) -> Server:
         "PREFECT_SERVER_UI_ENABLED": str(with_pages).lower(),
         # the pages ask this address, which is ours and not the one of a user's profile
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+        # one transaction an event lags seconds behind, and what it has not seen dies with it
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "1000",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     }
     return _start(home, "prefect", command, port, environment, health="/api/health")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from wsss_core.stages.scenes import make_scenes as _make_scenes
 
 from tasks.policy import stage_task
 from wsss_core.config import Config
@@ -22,6 +21,7 @@ from wsss_core.stages.masks import truth_masks as _truth_masks
 from wsss_core.stages.panels import draw_panels as _draw_panels
 from wsss_core.stages.predictions import segment_photos as _segment_photos
 from wsss_core.stages.predictions import test_segmenter as _test_segmenter
+from wsss_core.stages.scenes import make_scenes as _make_scenes
 from wsss_core.stages.scores import check_tags as _check_tags
 from wsss_core.stages.scores import score_cams as _score_cams
 from wsss_core.stages.scores import score_masks as _score_masks

@@ -54,7 +54,6 @@ class Tracker:
         self._name, self._note = name, note
         self._children: dict[int, MlflowRun] = {}
         self._failed = False
-        self._client = mlflow.MlflowClient()
         self._try(self._open, config, home)
 
     def describe(self, config: Config, data: Manifest, tags: Mapping[str, str]) -> None:
@@ -87,6 +86,7 @@ class Tracker:
             self._note(f"MLflow failed ({reason}); the run goes on, and its next start catches up")
 
     def _open(self, config: Config, home: Path) -> None:
+        self._client = mlflow.MlflowClient()
         experiment = self._find_experiment(config.name, home)
         found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{self._name}'")
         parent = next((run for run in found if ROUND_TAG not in run.data.tags), None)

@@ -12,16 +12,41 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsss_core.errors import SettingsError
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_rest_of_groups(cls, tree: Any) -> Any:
+        """A group given in part keeps the rest of its own default, not of its class's."""
+        if not isinstance(tree, Mapping):
+            return tree
+        merged = dict(tree)
+        for name, value in tree.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(default, BaseModel) and isinstance(value, Mapping):
+                merged[name] = default.model_dump() | dict(value)
+        return merged
+
+
+def _check_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if not scales or min(scales) <= 0 or max(scales) > 8:
+        raise ValueError(f"should be numbers in (0, 8], not {list(scales)}")
+    return scales
+
+
+Scales = Annotated[tuple[float, ...], AfterValidator(_check_scales)]
+"""Photo sizes relative to the original; at least one."""
 
 
 class ScenesConfig(_Settings):
@@ -172,7 +197,7 @@ class SeedsConfig(_Settings):
         "cam", description="`folder` reads anybody's `<photo id>.npz`."
     )
     folder: Path | None = Field(None, description="method folder: where the .npz files are.")
-    scales: tuple[float, ...] = Field(
+    scales: Scales = Field(
         (1.0, 0.5, 1.5, 2.0), description="Photo sizes, each with its flip (irn)."
     )
     threshold: float = Field(
@@ -182,9 +207,7 @@ class SeedsConfig(_Settings):
     @model_validator(mode="after")
     def _folder_given(self) -> SeedsConfig:
         if (self.method == "folder") != (self.folder is not None):
-            raise ValueError("seeds.folder is needed by, and only by, seeds.method 'folder'")
-        if not self.scales or min(self.scales) <= 0 or max(self.scales) > 8:
-            raise ValueError(f"scales must be numbers in (0, 8], not {list(self.scales)}")
+            raise ValueError("folder is needed by, and only by, method 'folder'")
         return self
 
 
@@ -225,9 +248,7 @@ class ExpansionConfig(_Settings):
     @model_validator(mode="after")
     def _folder_given(self) -> ExpansionConfig:
         if (self.method == "folder") != (self.folder is not None):
-            raise ValueError(
-                "expansion.folder is needed by, and only by, expansion.method 'folder'"
-            )
+            raise ValueError("folder is needed by, and only by, method 'folder'")
         return self
 
 
@@ -264,9 +285,7 @@ class SegmenterConfig(_Settings):
 class SegmenterTestConfig(_Settings):
     """How the segmenter is scored; named in every table it enters."""
 
-    scales: tuple[float, ...] = Field(
-        (1.0,), description="Photo sizes whose probabilities are averaged."
-    )
+    scales: Scales = Field((1.0,), description="Photo sizes whose probabilities are averaged.")
     flip: bool = Field(True, description="Average with the mirrored photo.")
     crf: bool = Field(
         False, description="Refine by the dense CRF with `segmenter_test.crf_params`."
@@ -403,7 +422,9 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
     *path, leaf = name.split(".")
     node = tree
     for part in path:
-        child = node.setdefault(part, {})
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
         if not isinstance(child, dict):
             raise SettingsError(f"--set {name}: {part!r} is a value, not a group of settings")
         node = child
@@ -424,7 +445,9 @@ def _explain(item: Any) -> str:
         )
         return f"unknown setting '{name}' ({hint})"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name}: {message}, not {item['input']!r}" if name else message
+    if item["type"] in ("value_error", "missing"):  # ours name the value themselves
+        return f"{name}: {message}"
+    return f"{name}: {message.replace('valid tuple', 'list')}, not {item['input']!r}"
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

@@ -53,6 +53,23 @@ class Measured:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Content:
+    """A user's folder among a stage's settings: a key asks what is in it, not where it is.
+
+    Attributes:
+        folder: Where it is now; need not exist.
+    """
+
+    folder: Path
+
+    def digest(self) -> str:
+        """Hash of the names and bytes of its files, at any depth."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        lines = [f"{file_sha256(p)} {p.relative_to(self.folder).as_posix()}\n" for p in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:24]
+
+
 class Store:
     """The artifacts below one folder."""
 
@@ -354,7 +371,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """Settings as JSON values: models as mappings, tuples as lists."""
+    """Settings as JSON values: models as mappings, tuples as lists, a user's folder as digest."""
+    if isinstance(value, Content):
+        return value.digest()
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):

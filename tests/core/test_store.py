@@ -17,6 +17,7 @@ from wsss_core.errors import StoreError
 from wsss_core.records import Manifest
 from wsss_core.store import (
     FORMAT,
+    Content,
     Measured,
     Store,
     code_parts,
@@ -315,6 +316,19 @@ def test_plain__settings_become_json():
     expected = {"a": {"scales": [1.0, 0.5]}, "3": [1, {"scales": [1.0, 0.5]}], "none": None}
     assert plain(value) == expected
     assert json.dumps(plain(value))
+
+
+def test_content__names_and_bytes_count_and_the_place_does_not(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_two(tmp_path / name)
+    first = Content(tmp_path / "a").digest()
+    assert plain({"folder": Content(tmp_path / "b")}) == {"folder": first}
+    (tmp_path / "b" / "a.png").rename(tmp_path / "b" / "z.png")
+    renamed = Content(tmp_path / "b").digest()
+    flip_byte(tmp_path / "a" / "a.png")
+    assert len({first, renamed, Content(tmp_path / "a").digest()}) == 3
+    assert Content(tmp_path / "none").digest() not in {first, renamed}
 
 
 # --- code stamps ------------------------------------------------------------------------------

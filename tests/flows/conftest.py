@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -37,13 +38,15 @@ def prefect_server(tmp_path_factory):
 
 
 @pytest.fixture
-def home(prefect_server, tmp_path, monkeypatch):
-    """An empty CONTA_HOME with an MLflow database, on the session's Prefect server."""
-    folder = tmp_path / "home"
-    monkeypatch.setenv("CONTA_HOME", str(folder))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    folder.mkdir()
+def home(prefect_server, empty_mlflow, tmp_path, monkeypatch):
+    """A CONTA_HOME with an MLflow database, on the session's Prefect server."""
     import mlflow
 
-    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
-    return folder
+    folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
+    monkeypatch.setenv("CONTA_HOME", str(folder))
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    yield folder
+    mlflow.set_tracking_uri(before)

@@ -110,6 +110,21 @@ def test_build_backbone__cut_blocks_are_the_timm_net(name, monkeypatch):
     assert all(map(torch.equal, backbone(wave(32)), expected))
 
 
+def test_build_backbone__random_weights_are_a_pure_function_of_the_seed():
+    def weights(seed):
+        backbone = build_backbone(
+            "mobilenetv3_small_100", pretrained=False, output_stride=16, seed=seed
+        )
+        return torch.cat([p.flatten() for p in backbone.parameters()])
+
+    torch.manual_seed(0)
+    state, first = torch.get_rng_state(), weights(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert torch.equal(weights(3), first)
+    assert not torch.equal(weights(4), first)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -21,8 +21,9 @@ def photos():
 
 def build(fusion, *, seed=0):
     """A classifier whose trunk is the same for every fusion."""
-    torch.manual_seed(seed)
-    backbone = build_backbone("mobilenetv3_small_100", pretrained=False, output_stride=16)
+    backbone = build_backbone(
+        "mobilenetv3_small_100", pretrained=False, output_stride=16, seed=seed
+    )
     classifier = Classifier(backbone, num_classes=3, fusion=fusion)
     initialise_head(classifier, torch_generator(7, "head"))
     return classifier.eval()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import mlflow
 import pytest
 from PIL import Image
@@ -27,8 +29,9 @@ def scored(key="k1", stage="score_cams", finished_ms=1000, **metrics):
 
 
 @pytest.fixture
-def home(tmp_path):
+def home(tmp_path, empty_mlflow):
     before = mlflow.get_tracking_uri()
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     yield tmp_path
     mlflow.set_tracking_uri(before)

@@ -78,22 +78,25 @@ class Backbone(nn.Module):
         )
 
 
-def build_backbone(name: str, *, pretrained: bool, output_stride: int) -> Backbone:
+def build_backbone(name: str, *, pretrained: bool, output_stride: int, seed: int = 0) -> Backbone:
     """A trunk by name.
 
     Args:
         name: `lite0`, `resnet50`, `resnet101`, or a timm model that supports `features_only`.
         pretrained: Load ImageNet weights; from CONTA_WEIGHTS or the network for all but `lite0`.
         output_stride: 8 or 16.
+        seed: Of the weights that are not pretrained.
 
     Raises:
         InputError: For an unknown name, or weights that cannot be had.
     """
-    if name == "lite0":
-        return _build_lite0(pretrained=pretrained, output_stride=output_stride)
-    if name in _RESNET_FILES:
-        return _build_resnet(name, pretrained=pretrained, output_stride=output_stride)
-    return _build_timm(name, pretrained=pretrained, output_stride=output_stride)
+    with torch.random.fork_rng(devices=[]):  # the layers draw from the global generator
+        torch.default_generator.manual_seed(seed)
+        if name == "lite0":
+            return _build_lite0(pretrained=pretrained, output_stride=output_stride)
+        if name in _RESNET_FILES:
+            return _build_resnet(name, pretrained=pretrained, output_stride=output_stride)
+        return _build_timm(name, pretrained=pretrained, output_stride=output_stride)
 
 
 def freeze(backbone: Backbone, *, until: int, batch_norm: bool) -> None:

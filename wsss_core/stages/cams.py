@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wsss_core.config import SeedsConfig
+from wsss_core.config import Config
 from wsss_core.data.images import photo_size
 from wsss_core.data.transforms import normalise, resize_photo, scaled_size
-from wsss_core.errors import DataError
+from wsss_core.errors import DataError, InputError
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeds.cam import Cam, normalise_cam, read_cam, sum_scales, write_cam
 from wsss_core.stages.classifier import ContextClassifier, load_classifier, photo_contexts
 from wsss_core.stages.shards import read_batches, split_shards
 from wsss_core.stages.stage import Job, Stage
-from wsss_core.store import Measured
+from wsss_core.store import Content, Measured
 from wsss_core.workers import map_shards
 
 BATCH_PHOTOS = 4
@@ -33,11 +34,12 @@ def _write(
     classifier: Manifest | None,
     x_m: Manifest | None = None,
 ) -> Measured:
-    settings: SeedsConfig = job.settings
-    dataset = job.work.dataset(data)
-    photos = dataset.splits["train"]
-    if settings.method == "folder" or classifier is None:
-        return _adopt(out, job, photos)
+    photos = job.work.dataset(data).splits["train"]
+    content: Content | None = job.settings["folder"]
+    if content is not None:
+        return _adopt(out, job, photos, content.folder)
+    if classifier is None:
+        raise InputError("there is no classifier to make CAMs with; train one, or set seeds.folder")
     model = job.work.folder(classifier)
     contexts = photo_contexts(photos, model, None if x_m is None else job.work.folder(x_m))
     device = job.work.device()
@@ -45,7 +47,7 @@ def _write(
         _write_shard,
         folder=model,
         out=out,
-        scales=settings.scales,
+        scales=job.settings["scales"],
         device=str(device),
     )
     items = list(zip(photos, contexts, strict=True))
@@ -118,9 +120,8 @@ def class_activation_maps(
     return sum_scales(maps_at, scales, size).cpu()
 
 
-def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto]) -> Measured:
+def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto], folder: Path) -> Measured:
     """Anybody's CAMs: read, checked against tags and photo size, stored as ours."""
-    folder = Path(job.settings.folder)
     for done, photo in enumerate(photos, start=1):
         path = folder / f"{photo.id}.npz"
         cam, size = read_cam(path), photo_size(photo.path)
@@ -136,4 +137,11 @@ def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto]) -> Measured:
     return Measured()
 
 
-make_cams = Stage("cams", _write, lambda config: config.seeds)
+def _settings(config: Config) -> dict[str, Any]:
+    # the threshold is not among them: it makes masks of CAMs
+    seeds = config.seeds
+    folder = None if seeds.folder is None else Content(seeds.folder)
+    return {"scales": seeds.scales, "folder": folder}
+
+
+make_cams = Stage("cams", _write, _settings)

@@ -86,7 +86,10 @@ def build_classifier(
     the same head.
     """
     backbone = build_backbone(
-        settings.backbone, pretrained=pretrained, output_stride=settings.output_stride
+        settings.backbone,
+        pretrained=pretrained,
+        output_stride=settings.output_stride,
+        seed=derive_seed(seed, "trunk"),
     )
     intervention = (
         None

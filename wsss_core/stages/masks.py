@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from wsss_core.config import ExpansionConfig
+from wsss_core.config import Config, ExpansionConfig
 from wsss_core.data.images import photo_size, read_mask, read_photo, write_mask
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError
@@ -17,7 +18,7 @@ from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeds.cam import label_map, read_cam, upsample_cam
 from wsss_core.stages.shards import split_shards
 from wsss_core.stages.stage import Job, Stage
-from wsss_core.store import Measured
+from wsss_core.store import Content, Measured
 from wsss_core.workers import map_shards
 
 
@@ -25,8 +26,9 @@ def _write(out: Path, job: Job, *, data: Manifest, cams: Manifest) -> Measured:
     settings: ExpansionConfig = job.settings["expansion"]
     dataset = job.work.dataset(data)
     photos = dataset.splits["train"]
-    if settings.method == "folder":
-        return _adopt(out, job, photos, num_labels=len(dataset.classes) + 1)
+    content: Content | None = job.settings["folder"]
+    if content is not None:
+        return _adopt(out, job, photos, content.folder, num_labels=len(dataset.classes) + 1)
     shard = functools.partial(
         _write_shard,
         cams=job.work.folder(cams),
@@ -87,9 +89,10 @@ def _refine(
     return labels_of(refine(pixels, unary, settings.crf), classes)
 
 
-def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto], *, num_labels: int) -> Measured:
+def _adopt(
+    out: Path, job: Job, photos: Sequence[TaggedPhoto], folder: Path, *, num_labels: int
+) -> Measured:
     """Anybody's masks, checked for size and labels."""
-    folder = Path(job.settings["expansion"].folder)
     for done, photo in enumerate(photos, start=1):
         path = folder / f"{photo.id}.png"
         mask = read_mask(path)
@@ -118,9 +121,14 @@ def _write_truth(out: Path, job: Job, *, data: Manifest, truth: Manifest) -> Mea
     return Measured()
 
 
-expand_masks = Stage(
-    "masks",
-    _write,
-    lambda config: {"expansion": config.expansion, "threshold": config.seeds.threshold},
-)
+def _settings(config: Config) -> dict[str, Any]:
+    expansion = config.expansion
+    return {
+        "expansion": expansion.model_copy(update={"folder": None}),
+        "threshold": config.seeds.threshold,
+        "folder": None if expansion.folder is None else Content(expansion.folder),
+    }
+
+
+expand_masks = Stage("masks", _write, _settings)
 truth_masks = Stage("truth_masks", _write_truth, lambda config: {})

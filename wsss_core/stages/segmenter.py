@@ -16,7 +16,7 @@ from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.segmenter import Segmenter, initialise_new_layers, segmentation_loss
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
-from wsss_core.seeding import torch_generator
+from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
 from wsss_core.training.loop import Batch, Machine, Trainable, train
@@ -24,12 +24,19 @@ from wsss_core.training.loop import Batch, Machine, Trainable, train
 WEIGHTS, DESCRIPTION = "segmenter.safetensors", "segmenter.json"
 
 
-def build_segmenter(settings: SegmenterConfig, num_labels: int, *, pretrained: bool) -> Segmenter:
+def build_segmenter(
+    settings: SegmenterConfig, num_labels: int, *, pretrained: bool, seed: int = 0
+) -> Segmenter:
     """An untrained segmenter; `num_labels` counts the background."""
     backbone = build_backbone(
-        settings.backbone, pretrained=pretrained, output_stride=settings.output_stride
+        settings.backbone,
+        pretrained=pretrained,
+        output_stride=settings.output_stride,
+        seed=derive_seed(seed, "trunk"),
     )
-    return Segmenter(backbone, num_classes=num_labels, head=settings.head)
+    model = Segmenter(backbone, num_classes=num_labels, head=settings.head)
+    initialise_new_layers(model, torch_generator(seed, "head"))
+    return model
 
 
 def load_segmenter(folder: Path) -> tuple[Segmenter, tuple[str, ...]]:
@@ -44,8 +51,9 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, tuple[str, ...]]:
 def _write(out: Path, job: Job, *, data: Manifest, masks: Manifest) -> Measured:
     settings: SegmenterConfig = job.settings
     dataset = job.work.dataset(data)
-    model = build_segmenter(settings, len(dataset.classes) + 1, pretrained=settings.pretrained)
-    initialise_new_layers(model, torch_generator(job.seed, "head"))
+    model = build_segmenter(
+        settings, len(dataset.classes) + 1, seed=job.seed, pretrained=settings.pretrained
+    )
     freeze(model.backbone, until=settings.freeze_until, batch_norm=settings.freeze_bn)
     history = train(
         Trainable(

@@ -177,8 +177,8 @@ def sample_scene(split: str, *, index: int, confounding: float, seed: int) -> Sc
         stuff=_sample_stuff(draw("stuff"), centred, strength["stuff"]),
         place=place,
         centre=centre,
-        object_pose=_sample_pose(draw("object pose"), area=(0.075, 0.135)),
-        company_pose=_sample_pose(draw("company pose"), area=(0.05, 0.09)),
+        object_pose=_sample_pose(draw("object pose"), area=(0.09, 0.15)),
+        company_pose=_sample_pose(draw("company pose"), area=(0.06, 0.1)),
         look=_sample_look(draw("look")),
     )
 

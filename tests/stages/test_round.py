@@ -1,0 +1,545 @@
+"""A whole round and the start of the next one, on eight photos, stage by stage."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.stages.world import Listener, make_home, settings
+from wsss_core.causal.confounders import ConfounderSet
+from wsss_core.causal.intervention import shuffle_cells
+from wsss_core.data.images import read_mask, read_photo, write_mask
+from wsss_core.errors import DataError, InputError
+from wsss_core.records import IGNORE_INDEX, Manifest
+from wsss_core.seeding import derive_seed
+from wsss_core.seeds.cam import label_map, read_cam, seed_size, upsample_cam, write_cam
+from wsss_core.stages import classifier as classifier_stage
+from wsss_core.stages import masks as masks_stage
+from wsss_core.stages import predictions as predictions_stage
+from wsss_core.stages import segmenter as segmenter_stage
+from wsss_core.stages.cams import make_cams
+from wsss_core.stages.classifier import load_classifier, train_classifier
+from wsss_core.stages.confounders import update_confounders
+from wsss_core.stages.masks import expand_masks
+from wsss_core.stages.predictions import (
+    refine_prediction,
+    segment_photo,
+    segment_photos,
+    segment_photos_of_size,
+)
+from wsss_core.stages.segmenter import load_segmenter, train_segmenter
+from wsss_core.stages.stage import Workspace
+from wsss_core.store import read_index
+
+CONTEXTS = ["seg_mask", "shuffled_photo", "shuffled_cells", "uniform_alpha", "conta"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """The manifests of round 0."""
+
+    work: Workspace
+    data: Manifest
+    classifier: Manifest
+    cams: Manifest
+    masks: Manifest
+    segmenter: Manifest
+    predictions: Manifest
+    val_predictions: Manifest
+    confounders: Manifest
+
+    @property
+    def photos(self):
+        return self.work.dataset(self.data).splits["train"]
+
+    def file(self, manifest, name):
+        return self.work.folder(manifest) / name
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    config, (work, data) = settings(), make_home(tmp_path_factory.mktemp("round"))
+    classifier = train_classifier(config, work, data=data)
+    cams = make_cams(config, work, data=data, classifier=classifier, x_m=None)
+    masks = expand_masks(config, work, data=data, cams=cams)
+    segmenter = train_segmenter(config, work, data=data, masks=masks)
+    predictions, val_predictions = (
+        segment_photos(config, work, data=data, segmenter=segmenter, split=split)
+        for split in ("train", "val")
+    )
+    confounders = update_confounders(
+        config, work, data=data, predictions=predictions, masks=masks, former=None
+    )
+    return Round(
+        work, data, classifier, cams, masks, segmenter, predictions, val_predictions, confounders
+    )
+
+
+def test_round__every_photo_has_its_files(made):
+    ids = {photo.id for photo in made.photos}
+    assert len(ids) == 8
+    for manifest in (made.cams, made.masks):
+        assert set(read_index(made.work.folder(manifest))) == ids
+    assert set(read_index(made.work.folder(made.predictions))) == ids | {"x_m"}
+    assert set(read_index(made.work.folder(made.val_predictions))) == {"v0", "v1", "x_m"}
+    assert set(read_index(made.work.folder(made.classifier))) == {"classifier"}
+    assert made.classifier.count == 2  # weights and description
+    assert not made.work.recorder.notes
+
+
+def test_round__asked_again_is_all_hits(made, monkeypatch):
+    def refuse(*_args, **_options):
+        pytest.fail("trained again")
+
+    for module in (classifier_stage, segmenter_stage):
+        monkeypatch.setattr(module, "train", refuse)
+    config, work, data = settings(runtime={"threads": 7}), made.work, made.data
+    assert train_classifier(config, work, data=data) == made.classifier
+    assert train_segmenter(config, work, data=data, masks=made.masks) == made.segmenter
+    assert make_cams(config, work, data=data, classifier=made.classifier, x_m=None) == made.cams
+    found = update_confounders(
+        config, work, data=data, predictions=made.predictions, masks=made.masks, former=None
+    )
+    assert found == made.confounders
+
+
+def test_round__other_home_other_place_same_bytes(made, tmp_path):
+    work, data = make_home(tmp_path)
+    assert data.digest == made.data.digest
+    again = train_classifier(settings(), work, data=data)
+    assert (again.key, again.digest) == (made.classifier.key, made.classifier.digest)
+    cams = make_cams(settings(), work, data=data, classifier=again, x_m=None)
+    assert (cams.key, cams.digest) == (made.cams.key, made.cams.digest)
+
+
+def test_stage__damaged_artifact_is_rebuilt_and_said(tmp_path):
+    work, data = make_home(tmp_path)
+    first = train_classifier(settings(), work, data=data)
+    path = work.folder(first) / "classifier.json"
+    path.write_text(path.read_text() + " ")
+    again = train_classifier(settings(), work, data=data)
+    assert again.digest == first.digest
+    assert "rebuilt classifier: classifier.json was changed" in work.recorder.notes
+
+
+def test_classifier__one_record_an_epoch_and_a_loss(made):
+    assert [record["epoch"] for record in made.classifier.history] == [0]
+    assert made.classifier.metrics["classifier/loss"] == made.classifier.history[0]["loss"]
+    assert made.classifier.metrics["classifier/skipped"] == 0
+
+
+def test_classifier__frozen_blocks_stay_and_the_others_move(made):
+    """One step from random weights, drawn again here."""
+    model = load_classifier(made.work.folder(made.classifier))
+    description = json.loads(made.file(made.classifier, "classifier.json").read_text())
+    config = settings()
+    fresh = classifier_stage.build_classifier(
+        config.classifier,
+        config.causal,
+        2,
+        confounders=None,
+        x_m_rms=1.0,
+        seed=description["seed"],
+        pretrained=False,
+    )
+    assert description["seed"] == derive_seed(config.seed, "classifier")
+    before = fresh.classifier.backbone.state_dict()
+    for name, tensor in model.classifier.backbone.state_dict().items():
+        block = int(name.split(".")[1]) + 1
+        is_weight = name.endswith("weight") and tensor.dim() == 4  # BatchNorm is frozen everywhere
+        assert torch.equal(tensor, before[name]) == (block <= 2 or not is_weight), name
+    # one step at ten times 0.01, clipped to a norm of 10: the head moves by 1 at most
+    moved = (model.classifier.head.weight - fresh.classifier.head.weight).norm()
+    assert 0 < moved <= 1.001
+
+
+def test_cams__hold_the_tags_at_stride_4_up_to_one(made):
+    for photo in made.photos:
+        cam = read_cam(made.file(made.cams, f"{photo.id}.npz"))
+        size = read_photo(photo.path).shape[:2]
+        assert tuple(cam.classes) == photo.tags
+        assert cam.size == size
+        assert cam.cam.shape == (len(photo.tags), *seed_size(size))
+        assert cam.cam.min() >= 0
+        for plane in cam.cam:
+            assert plane.max() == pytest.approx(1, abs=2e-3) or not plane.any()
+
+
+def test_masks__have_the_photos_sizes_and_tagged_labels(made):
+    for photo in made.photos:
+        mask = read_mask(made.file(made.masks, f"{photo.id}.png"))
+        assert mask.shape == read_photo(photo.path).shape[:2]
+        assert set(np.unique(mask)) <= {0, *(tag + 1 for tag in photo.tags)}
+    assert made.masks.metrics == {"expansion/fallbacks": 0}
+
+
+def seed_labels(made, photo, threshold):
+    cam = read_cam(made.file(made.cams, f"{photo.id}.npz"))
+    return label_map(upsample_cam(cam.cam, cam.size), cam.classes, threshold=threshold)
+
+
+def test_masks__method_none_is_the_labelled_seed(made):
+    config = settings(expansion={"method": "none"}, seeds__threshold=0.4)
+    masks = expand_masks(config, made.work, data=made.data, cams=made.cams)
+    for photo in made.photos:
+        mask = read_mask(made.file(masks, f"{photo.id}.png"))
+        assert np.array_equal(mask, seed_labels(made, photo, 0.4))
+
+
+def test_masks__photo_the_crf_fails_on_falls_back_to_its_seed_and_is_counted(made, monkeypatch):
+    calls = []
+
+    def fail_twice(photo, *args):
+        calls.append(1)
+        if len(calls) <= 2:
+            raise RuntimeError("no lattice")
+        return refine(photo, *args)
+
+    refine = masks_stage.refine
+    monkeypatch.setattr(masks_stage, "refine", fail_twice)
+    config = settings(seeds__threshold=0.3)
+    work = Workspace(made.work.home, made.work.photos_root, made.work.runtime, Listener())
+    masks = expand_masks(config, work, data=made.data, cams=made.cams)
+    assert masks.metrics == {"expansion/fallbacks": 2}
+    assert work.recorder.notes == ["the CRF failed on 2 photos; their masks are their seeds"]
+    for photo in made.photos[:2]:
+        mask = read_mask(made.file(masks, f"{photo.id}.png"))
+        assert np.array_equal(mask, seed_labels(made, photo, 0.3))
+
+
+def test_masks__unary_is_a_setting(made):
+    digests = {
+        expand_masks(
+            settings(expansion__unary=unary), made.work, data=made.data, cams=made.cams
+        ).digest
+        for unary in ("soft", "hard")
+    }
+    assert len(digests) == 2
+
+
+def test_segmenter__batch_without_a_labelled_pixel_is_skipped():
+    batch = {"labels": torch.full((2, 4, 4), IGNORE_INDEX)}
+
+    def model(_photos):
+        pytest.fail("looked at")
+
+    assert segmenter_stage._loss(model, batch, class_balanced=False) is None
+
+
+def test_segmenter__is_trained_and_loads(made):
+    model, classes = load_segmenter(made.work.folder(made.segmenter))
+    assert classes == ("disc", "square")
+    assert not model.training
+    assert made.segmenter.metrics["segmenter/loss"] == made.segmenter.history[0]["loss"]
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def segmenter(made):
+    return load_segmenter(made.work.folder(made.segmenter))[0]
+
+
+def test_predictions__x_m_and_mask_are_of_the_same_probabilities(made, segmenter):
+    """X_m = 1 - p_background on 8 x 8 cells: block means, for 8 divides every side."""
+    x_m = load_file(made.file(made.predictions, "x_m.safetensors"))["x_m"]
+    assert x_m.shape == (8, 8, 8)
+    for row, photo in zip(x_m, made.photos, strict=True):
+        pixels = read_photo(photo.path)
+        probabilities = segment_photo(segmenter, pixels, scales=(1.0,), flip=True)
+        height, width = pixels.shape[:2]
+        foreground = (1 - probabilities[0]).reshape(8, height // 8, 8, width // 8)
+        assert row.numpy() == pytest.approx(foreground.mean(axis=(1, 3)), abs=1e-4)
+        mask = read_mask(made.file(made.predictions, f"{photo.id}.png"))
+        assert np.mean(mask == probabilities.argmax(axis=0)) > 0.999
+
+
+def test_segment_photos_of_size__probabilities_of_every_photo_alone(segmenter):
+    photos = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
+    found = segment_photos_of_size(segmenter, photos, scales=(1.0, 0.5), flip=True)
+    assert found.shape == (3, 3, 40, 56)
+    assert found.sum(axis=1) == pytest.approx(np.ones((3, 40, 56)), abs=1e-5)
+    alone = segment_photo(segmenter, photos[1], scales=(1.0, 0.5), flip=True)
+    assert found[1] == pytest.approx(alone, abs=1e-4)
+    parts = [segment_photo(segmenter, photos[1], scales=(s,), flip=True) for s in (1.0, 0.5)]
+    assert alone == pytest.approx(np.mean(parts, axis=0), abs=1e-5)
+
+
+def test_segment_photos_of_size__mirrored_photo_has_the_mirrored_answer(segmenter):
+    photo = np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    plain = segment_photo(segmenter, photo, scales=(1.0,), flip=True)
+    mirror = np.ascontiguousarray(photo[:, ::-1])
+    mirrored = segment_photo(segmenter, mirror, scales=(1.0,), flip=True)
+    assert mirrored[:, :, ::-1] == pytest.approx(plain, abs=1e-4)
+
+
+def test_refine_prediction__only_winners_enter_the_crf():
+    random = np.random.default_rng(0)
+    photo = random.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    probabilities = np.full((4, 12, 12), 0.1, np.float32)
+    probabilities[0, :6], probabilities[2, 6:] = 0.7, 0.7
+    found = refine_prediction(photo, probabilities, settings().segmenter_test.crf_params)
+    assert set(np.unique(found.argmax(axis=0))) <= {0, 2}
+    assert not found[[1, 3]].any()
+    assert found.sum(axis=0) == pytest.approx(np.ones((12, 12)), abs=1e-5)
+
+
+def test_refine_prediction__empty_scene_is_left_alone():
+    probabilities = np.zeros((3, 4, 4), np.float32)
+    probabilities[0] = 1
+    photo = np.zeros((4, 4, 3), np.uint8)
+    crf = settings().segmenter_test.crf_params
+    assert refine_prediction(photo, probabilities, crf) is probabilities
+
+
+def test_test_segmenter__has_no_x_m_and_takes_the_crf(made):
+    config = settings(segmenter_test={"scales": [1.0, 1.5], "crf": True})
+    inputs = {"data": made.data, "segmenter": made.segmenter, "split": "val"}
+    stage = predictions_stage.test_segmenter  # imported by name, pytest would take it for a test
+    tested = stage(config, made.work, **inputs)
+    assert set(read_index(made.work.folder(tested))) == {"v0", "v1"}
+    assert stage(settings(), made.work, **inputs).key != tested.key
+
+
+def test_confounders__are_the_mean_masks_of_the_photos_tagged(made):
+    found = ConfounderSet.load(made.file(made.confounders, "confounders.safetensors"))
+    for label, c in enumerate(found.c, start=1):
+        tagged = [photo for photo in made.photos if label - 1 in photo.tags]
+        masks = [read_mask(made.file(made.predictions, f"{photo.id}.png")) for photo in tagged]
+        shares = [
+            (mask == label).reshape(8, mask.shape[0] // 8, 8, mask.shape[1] // 8).mean(axis=(1, 3))
+            for mask in masks
+        ]
+        if any(share.any() for share in shares):
+            assert c == pytest.approx(np.mean(shares, axis=0), abs=1e-6)
+        assert found.counts[label - 1] == sum(share.any() for share in shares)
+    assert found.prior.tolist() == [0.5, 0.5]
+    assert made.confounders.metrics["confounders/unseen"] == (found.counts == 0).sum()
+
+
+def next_classifier(made, context, **changes):
+    config = settings(causal__context=context, **changes)
+    confounders = update_confounders(
+        config,
+        made.work,
+        data=made.data,
+        predictions=made.predictions,
+        masks=made.masks,
+        former=None,
+    )
+    return train_classifier(
+        config, made.work, data=made.data, confounders=confounders, x_m=made.predictions
+    )
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_classifier__every_arm_starts_from_round_0_bit_for_bit(made, context):
+    """One batch, so the epoch's loss is that of the first step, with the slice still zero."""
+    manifest = next_classifier(made, context)
+    assert manifest.history[0]["loss"] == made.classifier.history[0]["loss"]
+    assert manifest.metrics["context/m_spread"] >= 0
+    assert manifest.metrics["context/rms_ratio"] == 0
+    assert manifest.digest != made.classifier.digest
+
+    weights = load_file(made.file(manifest, "classifier.safetensors"))
+    slices = [t for n, t in weights.items() if n.startswith("classifier.slices")]
+    assert len(slices) == 1
+    assert bool(slices[0].any())  # one step, and w_m has moved though block 5's BN is frozen
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_load_classifier__has_the_context_it_was_trained_with(made, context):
+    manifest = next_classifier(made, context)
+    model = load_classifier(made.work.folder(manifest))
+    description = json.loads(made.file(manifest, "classifier.json").read_text())
+    if context == "seg_mask":
+        x_m = load_file(made.file(made.predictions, "x_m.safetensors"))["x_m"]
+        assert model.intervention.gain == pytest.approx(1 / float(x_m.square().mean().sqrt()))
+        return
+    expected = ConfounderSet.load(made.file(made.confounders, "confounders.safetensors"))
+    if context == "shuffled_cells":
+        expected = shuffle_cells(expected, seed=derive_seed(description["seed"], "context"))
+    assert np.array_equal(model.intervention.c.numpy(), expected.c.reshape(2, -1))
+
+
+def test_classifier__context_none_is_the_plain_one(made):
+    manifest = next_classifier(made, "none")
+    assert manifest.history[0]["loss"] == made.classifier.history[0]["loss"]
+    weights = made.file(manifest, "classifier.safetensors").read_bytes()
+    assert weights == made.file(made.classifier, "classifier.safetensors").read_bytes()
+
+
+def test_cams__of_the_next_round_see_the_context(made):
+    classifier = next_classifier(made, "conta")
+    cams = make_cams(
+        settings(), made.work, data=made.data, classifier=classifier, x_m=made.predictions
+    )
+    without = make_cams(settings(), made.work, data=made.data, classifier=classifier, x_m=None)
+    assert cams.count == 8
+    assert cams.digest != without.digest
+
+
+@pytest.mark.parametrize("start", ["classifier", "segmenter"])
+def test_classifier__start_is_the_former_rounds_weights(made, start):
+    """At a vanishing rate what comes out is what went in."""
+    manifest = getattr(made, start)
+    training = settings().classifier.training.model_dump() | {"learning_rate": 1e-20}
+    config = settings(classifier={"pretrained": False, "training": training})
+    classifier = train_classifier(config, made.work, data=made.data, start=manifest)
+    found = load_file(made.file(classifier, "classifier.safetensors"))
+    weights = load_file(made.file(manifest, f"{start}.safetensors"))
+    prefix = "" if start == "classifier" else "classifier."
+    trunk = {n: t for n, t in weights.items() if "backbone." in n}
+    assert len(trunk) > 200
+    for name, tensor in trunk.items():
+        assert torch.equal(found[prefix + name], tensor), name
+    same_head = torch.equal(
+        found["classifier.head.weight"],
+        load_file(made.file(made.classifier, "classifier.safetensors"))["classifier.head.weight"],
+    )
+    assert same_head == (start == "classifier")
+
+
+# --- anybody's seeds and masks ----------------------------------------------------------------
+
+
+def adopt_cams(made, folder):
+    config = settings(seeds={"method": "folder", "folder": str(folder)})
+    return make_cams(config, made.work, data=made.data, classifier=None, x_m=None)
+
+
+def copy_cams(made, folder, change=lambda cam: cam):
+    """The round's CAMs in a folder of somebody's; `change` is done to the first photo's."""
+    for number, photo in enumerate(made.photos):
+        cam = read_cam(made.file(made.cams, f"{photo.id}.npz"))
+        write_cam(folder / f"{photo.id}.npz", change(cam) if number == 0 else cam)
+
+
+def test_cams__folder_takes_anybodys(made, tmp_path):
+    copy_cams(made, tmp_path)
+    assert adopt_cams(made, tmp_path).digest == made.cams.digest
+
+
+def test_cams__folder_without_a_photo(made, tmp_path):
+    copy_cams(made, tmp_path)
+    (tmp_path / "p3.npz").unlink()
+    with pytest.raises(DataError, match=r"no CAM at .*p3\.npz; every photo of the list needs one"):
+        adopt_cams(made, tmp_path)
+
+
+def test_cams__folder_with_a_cam_of_another_photo(made, tmp_path):
+    copy_cams(made, tmp_path, lambda cam: type(cam)(np.array([1]), cam.cam, cam.size))
+    with pytest.raises(DataError, match=r"holds classes \[1\]; expected the photo's tags.*\[0\]"):
+        adopt_cams(made, tmp_path)
+    copy_cams(made, tmp_path, lambda cam: type(cam)(cam.classes, cam.cam[:, :12], (48, 64)))
+    with pytest.raises(DataError, match=r"is for a photo of \(48, 64\), its photo is \(64, 64\)"):
+        adopt_cams(made, tmp_path)
+
+
+def adopt_masks(made, folder):
+    config = settings(expansion={"method": "folder", "folder": str(folder)})
+    return expand_masks(config, made.work, data=made.data, cams=None)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.full((64, 64), 9, np.uint8), r"holds label 9; expected 0\.\.2 or 255"),
+        (np.zeros((64, 60), np.uint8), r"is \(64, 60\), its photo \(64, 64\); sizes must agree"),
+    ],
+)
+def test_masks__folder_is_checked(made, tmp_path, mask, message):
+    for photo in made.photos:
+        write_mask(
+            tmp_path / f"{photo.id}.png", read_mask(made.file(made.masks, f"{photo.id}.png"))
+        )
+    assert adopt_masks(made, tmp_path).digest == made.masks.digest
+    other = tmp_path / "other"
+    for photo in made.photos:
+        write_mask(other / f"{photo.id}.png", mask)
+    with pytest.raises(DataError, match=message):
+        adopt_masks(made, other)
+
+
+def test_key__folders_count_by_content_and_not_by_place(made, tmp_path):
+    copy_cams(made, tmp_path / "a")
+    copy_cams(made, tmp_path / "b")
+    first = adopt_cams(made, tmp_path / "a")
+    assert adopt_cams(made, tmp_path / "b").key == first.key
+
+    photo = made.photos[0].id
+    cam = read_cam(tmp_path / "b" / f"{photo}.npz")
+    write_cam(tmp_path / "b" / f"{photo}.npz", type(cam)(cam.classes, cam.cam / 2, cam.size))
+    changed = adopt_cams(made, tmp_path / "b")
+    assert changed.key != first.key
+    assert changed.digest != first.digest
+
+
+def test_key__threshold_is_the_masks_business(made):
+    one, other = settings(seeds__threshold=0.2), settings(seeds__threshold=0.3)
+    inputs = {"data": made.data}
+    assert make_cams.key(one, **inputs) == make_cams.key(other, **inputs)
+    assert expand_masks.key(one, **inputs) != expand_masks.key(other, **inputs)
+
+
+def test_cams__neither_classifier_nor_folder(made):
+    with pytest.raises(InputError, match="no classifier to make CAMs with"):
+        make_cams(settings(seeds__scales=[0.7]), made.work, data=made.data, classifier=None)
+
+
+# --- workspace and keys -----------------------------------------------------------------------
+
+
+def test_data_root__folder_not_given(made):
+    with pytest.raises(InputError, match="give it with --data DIR"):
+        Workspace(made.work.home).data_root(made.data)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_device__cuda_where_there_is_none(made):
+    config = settings(runtime={"device": "cuda:1"})
+    work = Workspace(made.work.home, runtime=config.runtime)
+    with pytest.raises(InputError) as caught:
+        work.device()
+    assert str(caught.value) == (
+        "runtime.device is 'cuda:1', but no CUDA device is seen here; set it to cpu or auto"
+    )
+    assert Workspace(made.work.home).device() == torch.device("cpu")
+
+
+def test_key__seed_counts_for_stages_that_draw_alone(made):
+    data = {"data": made.data}
+    for stage, seeded in ((train_classifier, True), (train_segmenter, True), (make_cams, False)):
+        keys = {stage.key(settings(seed=seed), **data) for seed in (0, 1)}
+        assert len(keys) == (2 if seeded else 1)
+
+
+def test_key__start_of_later_rounds_is_an_input_not_a_setting(made):
+    """Round 0 is the same run for every `init`."""
+    keys = {
+        train_classifier.key(settings(classifier__init=init), data=made.data)
+        for init in ("imagenet", "previous", "segmenter")
+    }
+    assert len(keys) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_key__amp_is_fp32_where_there_is_no_cuda(made):
+    keys = {
+        train_classifier.key(settings(runtime={"precision": p}), data=made.data)
+        for p in ("fp32", "amp")
+    }
+    assert len(keys) == 1
+
+
+def test_question__says_what_the_key_is_made_of(made):
+    question = train_classifier.question(settings(), data=made.data, start=None)
+    assert question["inputs"] == {"data": made.data.digest, "start": None}
+    assert question["settings"]["training"]["epochs"] == 1
+    assert "wsss_core.models.classifier" in question["code"]
+    assert question["seed"] == derive_seed(0, "classifier")
+    stored = made.work.store.questions("confounders")
+    assert stored
+    assert stored[-1]["settings"]["context_size"] == 8
