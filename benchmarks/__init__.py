@@ -1,0 +1,1 @@
+"""What the parts cost, measured; see README.md here."""

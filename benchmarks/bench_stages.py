@@ -1,18 +1,23 @@
-"""Seconds a photo in each stage of a round, on random pictures: python -m benchmarks.bench_stages [--size 320]."""
+"""Seconds a photo in each stage of a round, on random pictures.
+
+python -m benchmarks.bench_stages [--size 320]
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.record import time_calls, write_record
 from wsss_core.config import CausalConfig, ClassifierConfig, CrfConfig, SegmenterConfig
 from wsss_core.expansion.crf import refine, soft_unary
 from wsss_core.models.backbones import freeze, set_training_mode
 from wsss_core.models.classifier import multilabel_loss
-from wsss_core.models.segmenter import segmentation_loss
+from wsss_core.models.segmenter import Segmenter, segmentation_loss
 from wsss_core.stages.cams import class_activation_maps
 from wsss_core.stages.classifier import ContextClassifier, build_classifier
 from wsss_core.stages.predictions import segment_photos_of_size
@@ -49,25 +54,27 @@ def bench_training_steps(crop_px: int) -> None:
         segmenter = build_segmenter(SegmenterConfig(), CLASSES + 1, pretrained=False)
         segmenter = segmenter.to(memory_format=layout)
 
-        def classify() -> None:
-            multilabel_loss(classifier(photos), tags).backward()
-
-        def segment() -> None:
-            segmentation_loss(
-                segmenter(photos), labels, ignore_index=255, class_balanced=False
-            ).backward()
-
-        for what, call in (("classifier", classify), ("segmenter", segment)):
+        calls = {
+            "classifier": functools.partial(_classify, classifier, photos, tags),
+            "segmenter": functools.partial(_segment, segmenter, photos, labels),
+        }
+        for what, call in calls.items():
             figures = time_calls(call)
-            write_record(
-                SUITE,
-                f"train {what}",
-                {**figures, "a_photo_s": figures["median_s"] / BATCH, "layout": name, "px": crop_px},
-            )
+            a_photo = {"a_photo_s": figures["median_s"] / BATCH, "layout": name, "px": crop_px}
+            write_record(SUITE, f"train {what}", figures | a_photo)
+
+
+def _classify(model: ContextClassifier, photos: Tensor, tags: Tensor) -> None:
+    multilabel_loss(model(photos), tags).backward()
+
+
+def _segment(model: Segmenter, photos: Tensor, labels: Tensor) -> None:
+    scores = model(photos)
+    segmentation_loss(scores, labels, ignore_index=255, class_balanced=False).backward()
 
 
 def bench_inference(size: tuple[int, int]) -> None:
-    """CAM at IRNet's four scales with flips, prediction with a flip, and the CRF, one photo each."""
+    """CAM at IRNet's four scales with flips, prediction with a flip, the CRF: one photo each."""
     photo = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     classifier = build_plain_classifier().eval()
     segmenter = build_segmenter(SegmenterConfig(), CLASSES + 1, pretrained=False).eval()

@@ -16,7 +16,9 @@ import torch
 from wsss_core.store import library_versions
 
 
-def time_calls(call: Callable[[], object], *, repeats: int = 5, warm_up: int = 1) -> dict[str, float]:
+def time_calls(
+    call: Callable[[], object], *, repeats: int = 5, warm_up: int = 1
+) -> dict[str, float]:
     """Seconds a call: median and quartiles of `repeats` calls after `warm_up` uncounted ones."""
     seconds = []
     for index in range(warm_up + repeats):

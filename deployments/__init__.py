@@ -1,1 +1,1 @@
-"""Schedules, work pools and limits of the flows; empty until a team asks for runs that start by themselves."""
+"""Schedules, work pools and limits of the flows, for a team whose runs start by themselves."""

@@ -30,7 +30,7 @@ from wsss_core.workers import start_process
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000  # the products' own
-READY_S, STOP_S = 180.0, 10.0
+READY_S, DRAIN_S = 180.0, 10.0
 SETTLE_S = 0.5  # from the last event on the wire to the recorder, which writes it as it stops
 
 _LINKS = "ui.json"
@@ -39,12 +39,12 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Server:
-    """A server that is up or on its way.
+    """A server, up or on its way.
 
     Attributes:
         url: Base address, without a slash at the end.
         health: Path that answers 200 once it is up.
-        process: The child, if it is ours.
+        process: The child, if it is ours; somebody else's is up already.
         log: What the child said.
     """
 
@@ -57,15 +57,9 @@ class Server:
         """Return once it answers.
 
         Raises:
-            InputError: If a server of somebody else's does not answer.
-            ContaError: If ours ended or needs more than three minutes.
+            ContaError: If it ended or needs more than three minutes.
         """
         if self.process is None:
-            if not is_up(self.url + self.health):
-                raise InputError(
-                    f"the Prefect server at {self.url} does not answer; start it, "
-                    "or unset PREFECT_API_URL to let conta bring its own"
-                )
             return
         end = time.monotonic() + READY_S
         while not is_up(self.url + self.health):
@@ -80,10 +74,7 @@ class Server:
         if self.process is None:
             return
         self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(STOP_S)
-        self.process.kill()
-        self.process.wait()
+        self.process.wait()  # its watcher kills what does not heed
 
 
 def is_up(url: str, *, timeout_s: float = 2.0) -> bool:
@@ -100,18 +91,31 @@ def open_prefect(home: Path) -> Server:
 
     Prefect in this process is pointed at it. A server of our own may need some seconds more to be
     up: import what is slow, then `wait_ready`.
+
+    Raises:
+        InputError: If the user's does not answer.
     """
+    from prefect.client.orchestration import get_client
     from prefect.context import refresh_global_settings_context
     from prefect.settings import PREFECT_API_URL
 
     given = PREFECT_API_URL.value()
     if given:
-        return Server(str(given).removesuffix("/").removesuffix("/api"), "/api/health")
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+        if problem is not None:
+            raise InputError(
+                f"the Prefect server at {given} does not answer; start it, "
+                "or unset PREFECT_API_URL to let conta bring its own"
+            )
+        return Server(str(given), "/health")
     links = live_ui(home)
     if links is not None:
         server = Server(links["prefect"], "/api/health")
     else:
         server = _start_prefect(home, find_free_port(), with_pages=False)
+        # a link to it would be dead in a minute; `conta ui` will show the run there
+        os.environ.setdefault("PREFECT_UI_URL", f"http://{HOST}:{PREFECT_PORT}")
     os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     refresh_global_settings_context()
     return server
@@ -125,7 +129,7 @@ def close_prefect(server: Server) -> None:
     from prefect.logging.handlers import APILogWorker
 
     for worker in (EventsWorker, APILogWorker):
-        worker.drain_all(timeout=STOP_S)
+        worker.drain_all(timeout=DRAIN_S)
     time.sleep(SETTLE_S)
     server.stop()
     os.environ.pop("PREFECT_API_URL", None)

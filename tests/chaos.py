@@ -33,7 +33,9 @@ from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "-m", "flows.cli", "run", str(ROOT / "recipes" / "scenes_smoke.yaml")]
+RECIPE = ROOT / "recipes" / "scenes_smoke.yaml"
+# Two threads on pictures this small only wait for each other; worker processes stay two.
+COMMAND = [sys.executable, "-m", "flows.cli", "run", str(RECIPE), "--set", "runtime.threads=1"]
 GRACE_S = 5.0
 EPOCH = re.compile(r"(classifier|segmenter) epoch (\d+): ")
 SOUND = {"digests_equal": True, "processes_left": 0, "mlflow_parents": 1, "points_per_round": 1}

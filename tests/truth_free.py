@@ -27,7 +27,7 @@ def main() -> int:
         for name in ("with", "without"):
             home = work / f"home-{name}"
             read_as_voc = ("--set", "data.source=voc", "--data", work / name, "--limit", 20)
-            conta(home, "run", RECIPE, *read_as_voc)
+            conta(home, "run", RECIPE, *read_as_voc, "--set", "runtime.threads=1")
             digest, files = digest_of(home / "store")
             truths = len(list((home / "store").glob("score_masks/*/report.json")))
             print(f"{digest}  {name} truth: {files} files, {truths} scores", flush=True)

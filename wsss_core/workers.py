@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,7 @@ Shard = TypeVar("Shard")
 Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_GRACE_S = 10.0
 _PRELOADED = ("torch", "torchvision", "timm")
 
 _pools: dict[int, ProcessPoolExecutor] = {}
@@ -80,7 +82,7 @@ def start_process(args: Sequence[str], **options: Any) -> subprocess.Popen[bytes
     """Start a program that dies, with all it started, when this process does, even by kill -9.
 
     A small watcher stands between: its pid is the one of the result, it hands SIGTERM and SIGINT on
-    to the program's process group and ends as the program ends.
+    to the program's process group, kills what has not ended ten seconds later, and ends with it.
 
     Args:
         args: The command.
@@ -96,11 +98,16 @@ def die_with_parent() -> None:
     A worker's parent in the kernel's eyes is the fork server, so the pipe to the process that
     wants the results is watched as well.
     """
-    if sys.platform == "linux":  # at once, even in the middle of a C call
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _ask_kernel()  # at once, even in the middle of a C call
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent.join,), daemon=True).start()
+
+
+def _ask_kernel() -> None:
+    """Have Linux kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _exit_after(wait: Callable[[], None]) -> None:
@@ -190,10 +197,13 @@ def _watch(parent: int, command: Sequence[str]) -> int:
     received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: received.append(number))
-    with subprocess.Popen(command, process_group=0) as process:
-        while process.poll() is None and os.getppid() == parent:
+    end = math.inf
+    # the watcher has one thread, so that calling Python between fork and exec is safe
+    with subprocess.Popen(command, process_group=0, preexec_fn=_ask_kernel) as process:
+        while process.poll() is None and os.getppid() == parent and time.monotonic() < end:
             while received:
                 _signal_group(process.pid, received.pop())
+                end = min(end, time.monotonic() + _GRACE_S)
             time.sleep(0.1)
         _signal_group(process.pid, signal.SIGKILL)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode

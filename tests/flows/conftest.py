@@ -6,17 +6,19 @@ import os
 import shutil
 
 import pytest
+from prefect.context import refresh_global_settings_context
 
 from flows import environment, servers
 
 
 @pytest.fixture
 def clean_environment():
-    """Put the environment back as it was."""
+    """Put the environment back as it was, and Prefect's view of it."""
     before = dict(os.environ)
     yield
     os.environ.clear()
     os.environ.update(before)
+    refresh_global_settings_context()
 
 
 @pytest.fixture(scope="session")

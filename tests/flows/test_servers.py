@@ -72,14 +72,39 @@ def test_start_ui__second_start_finds_the_first(tmp_path, somebody):
     assert somebody in said[1]
 
 
-def test_wait_ready__names_address_or_log(tmp_path):
-    with pytest.raises(InputError, match=r"127.0.0.1:1 does not answer"):
-        servers.Server("http://127.0.0.1:1", "/api/health").wait_ready()
+def test_wait_ready__names_the_log_of_a_server_that_ended(tmp_path):
+    servers.Server("http://127.0.0.1:1", "/health").wait_ready()  # not ours: nothing to wait for
     child = start_process([sys.executable, "-c", "raise SystemExit(3)"])
     server = servers.Server("http://127.0.0.1:1", "/health", child, tmp_path / "server.log")
     with pytest.raises(ContaError, match=r"did not start; it said why in .*server.log"):
         server.wait_ready()
     server.stop()
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_open_prefect__the_users_server_comes_first(tmp_path, somebody):
+    from prefect.context import refresh_global_settings_context
+
+    os.environ["PREFECT_API_URL"] = f"{somebody}/api"
+    refresh_global_settings_context()
+    assert servers.open_prefect(tmp_path) == servers.Server(f"{somebody}/api", "/health")
+    os.environ["PREFECT_API_URL"] = "http://127.0.0.1:1/api"
+    refresh_global_settings_context()
+    with pytest.raises(InputError, match=r"127.0.0.1:1/api does not answer; start it, or unset"):
+        servers.open_prefect(tmp_path)
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_open_prefect__then_that_of_a_live_ui(tmp_path, somebody):
+    from prefect.context import refresh_global_settings_context
+
+    os.environ.pop("PREFECT_API_URL", None)
+    refresh_global_settings_context()
+    links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
+    (tmp_path / "ui.json").write_text(json.dumps(links))
+    server = servers.open_prefect(tmp_path)
+    assert (server.url, server.process) == (somebody, None)
+    assert os.environ["PREFECT_API_URL"] == f"{somebody}/api"
 
 
 @pytest.mark.usefixtures("clean_environment")

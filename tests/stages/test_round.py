@@ -221,12 +221,8 @@ def test_masks__unary_is_a_setting(made):
 
 
 def test_segmenter__batch_without_a_labelled_pixel_is_skipped():
-    batch = {"labels": torch.full((2, 4, 4), IGNORE_INDEX)}
-
-    def model(_photos):
-        pytest.fail("looked at")
-
-    assert segmenter_stage._loss(model, batch, class_balanced=False) is None
+    batch = {"labels": torch.full((2, 4, 4), IGNORE_INDEX)}  # no photo: it is not looked at
+    assert segmenter_stage._loss(torch.nn.Identity(), batch, class_balanced=False) is None
 
 
 def test_segmenter__is_trained_and_loads(made):
@@ -486,7 +482,9 @@ def test_key__threshold_is_the_masks_business(made):
 
 def test_cams__neither_classifier_nor_folder(made):
     with pytest.raises(InputError, match="no classifier to make CAMs with"):
-        make_cams(settings(seeds__scales=[0.7]), made.work, data=made.data, classifier=None)
+        make_cams(settings(), made.work, data=made.data, classifier=None)
+    with pytest.raises(InputError, match="no CAMs to expand"):
+        expand_masks(settings(), made.work, data=made.data, cams=None)
 
 
 # --- workspace and keys -----------------------------------------------------------------------

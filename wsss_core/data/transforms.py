@@ -90,7 +90,7 @@ def _draw_corner(random: np.random.Generator, side: int, crop: int) -> int:
 def crop_photo(photo: UInt8[np.ndarray, "h w 3"], crop: Crop) -> Tensor:
     """The view as a normalised photo (3,side,side); zeros, the mean colour, outside the picture."""
     resized = resize_photo(photo, (crop.height_px, crop.width_px))
-    return _place(normalise(resized), crop, fill=0.0)
+    return _place(normalise(resized), crop, fill=0)
 
 
 def crop_labels(labels: UInt8[np.ndarray, "h w"], crop: Crop) -> Tensor:
@@ -126,7 +126,7 @@ def _resize(picture: Tensor, size: tuple[int, int], mode: InterpolationMode) -> 
     return resized
 
 
-def _place(picture: Tensor, crop: Crop, *, fill: float) -> Tensor:
+def _place(picture: Tensor, crop: Crop, *, fill: int) -> Tensor:
     if crop.flip:
         picture = picture.flip(-1)
     side = crop.side_px

@@ -12,7 +12,7 @@ import numpy as np
 from wsss_core.config import Config, ExpansionConfig
 from wsss_core.data.images import photo_size, read_mask, read_photo, write_mask
 from wsss_core.data.truth import TruthMasks
-from wsss_core.errors import DataError
+from wsss_core.errors import DataError, InputError
 from wsss_core.expansion.crf import hard_unary, labels_of, refine, soft_unary
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeds.cam import label_map, read_cam, upsample_cam
@@ -22,13 +22,15 @@ from wsss_core.store import Content, Measured
 from wsss_core.workers import map_shards
 
 
-def _write(out: Path, job: Job, *, data: Manifest, cams: Manifest) -> Measured:
+def _write(out: Path, job: Job, *, data: Manifest, cams: Manifest | None) -> Measured:
     settings: ExpansionConfig = job.settings["expansion"]
     dataset = job.work.dataset(data)
     photos = dataset.splits["train"]
     content: Content | None = job.settings["folder"]
     if content is not None:
         return _adopt(out, job, photos, content.folder, num_labels=len(dataset.classes) + 1)
+    if cams is None:
+        raise InputError("there are no CAMs to expand; make them, or set expansion.folder")
     shard = functools.partial(
         _write_shard,
         cams=job.work.folder(cams),

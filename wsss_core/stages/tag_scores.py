@@ -1,4 +1,4 @@
-"""Stage `score_classifier`: what the classifier knows of a split it never saw; mAP and F1 from tags alone."""
+"""Stage `score_classifier`: mAP and F1 of the classifier on a split it never saw, from tags."""
 
 from __future__ import annotations
 
