@@ -282,12 +282,20 @@ def compare_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def round_table(run: Run) -> str:
     """Rounds down, scores across, in percent; a score that was not made is a dash."""
-    return _table(compare_rows([run]), first=("round",))
+    table = _table(compare_rows([run]), first=("round",))
+    return f"{table}\nuses truth: the segmenter saw true masks" if _uses_truth(run) else table
 
 
 def compare_table(runs: Sequence[Run]) -> str:
     """The rounds of several runs, run after run."""
-    return _table(compare_rows(runs), first=("run", "round"))
+    rows = compare_rows(runs)
+    marked = {run.name: f"{run.name} (uses truth)" for run in runs if _uses_truth(run)}
+    named = [row | {"run": marked.get(row["run"], row["run"])} for row in rows]
+    return _table(named, first=("run", "round"))
+
+
+def _uses_truth(run: Run) -> bool:
+    return run.config.get("supervision") == "truth"
 
 
 def markdown_table(run: Run) -> str:

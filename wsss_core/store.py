@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import shutil
 import socket
@@ -45,7 +46,7 @@ class Measured:
     """What a stage found out while it wrote its files.
 
     Attributes:
-        metrics: Flat names to finite numbers.
+        metrics: Flat names to numbers; those that are not finite are left out of the manifest.
         history: Scalars of each training epoch.
     """
 
@@ -183,7 +184,7 @@ class Store:
                     digest=hashlib.sha256(index).hexdigest()[:24],
                     count=index.count(b"\n"),
                     index_sha256=hashlib.sha256(index).hexdigest(),
-                    metrics=dict(measured.metrics),
+                    metrics={n: v for n, v in measured.metrics.items() if math.isfinite(v)},
                     history=measured.history,
                     finished_ms=time.time_ns() // 1_000_000,
                     seconds=round(time.monotonic() - started, 3),

@@ -58,6 +58,14 @@ def test_publish__then_find_and_read_index(store):
     assert store.questions("cams") == [{"seed": 3}]
 
 
+def test_publish__metrics_that_are_no_numbers_are_left_out(store):
+    """JSON has no NaN: a manifest that held one could not be read again."""
+    bad = {"good": 0.5, "nan": float("nan"), "inf": float("inf")}
+    manifest = store.publish("cams", "k1", lambda folder: Measured(bad))
+    assert manifest.metrics == {"good": 0.5}
+    assert store.find("cams", "k1") == (manifest, None)
+
+
 def test_find__nothing_under_the_key(store):
     assert store.find("cams", "k1") == (None, None)
     assert store.peek("cams", "k1") is None

@@ -161,3 +161,6 @@ def test_round_table__columns_of_the_splits_that_were_scored():
         "metrics": {"seconds": 61.6, **scores},
     }
     assert runs.compare_table([run]).splitlines()[1].split()[0] == "toy-1"
+    twin = run.model_copy(update={"config": {"supervision": "truth"}})
+    assert "uses truth" in runs.round_table(twin)
+    assert "toy-1 (uses truth)" in runs.compare_table([twin])

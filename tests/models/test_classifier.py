@@ -139,6 +139,14 @@ def test_classifier__logit_is_the_mean_of_the_class_map(photos):
     assert torch.allclose(classifier(photos), expected, atol=1e-5)
 
 
+@torch.no_grad()
+def test_classifier__logit_is_a_float32_mean_under_autocast(photos):
+    classifier = build(None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert classifier.class_maps(photos).dtype == torch.bfloat16
+        assert classifier(photos).dtype == torch.float32
+
+
 def test_classifier__slices_leave_the_names_of_trunk_and_head_alone():
     plain, fused = build(None).state_dict(), build("all").state_dict()
     assert set(fused) - set(plain) == {f"slices.{k}.conv.weight" for k in range(4)}

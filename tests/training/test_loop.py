@@ -264,6 +264,19 @@ def test_train__gradient_is_clipped_by_its_global_norm(tmp_path, clip_norm, leng
     assert moved == pytest.approx([length * 3 / 5, length * 4 / 5], rel=1e-3)
 
 
+def test_train__every_epoch_enters_training_anew(tmp_path):
+    """What a loss may switch off, the next epoch has on again."""
+    modes = []
+
+    def switch_off(model, batch):
+        modes.append(model.training)
+        model.eval()
+        return loss(model, batch)
+
+    run(tmp_path, loss=switch_off)
+    assert modes == [True, False, False] * 3
+
+
 def test_train__threads_are_set_for_the_training_alone(tmp_path):
     before, seen = torch.get_num_threads(), []
 

@@ -74,7 +74,7 @@ class Classifier(nn.Module):
 
     def forward(self, photos: Tensor, context: ContextAt | None = None) -> Tensor:
         """Logits (B,n) of normalised photos (B,3,H,W): the mean of the class maps."""
-        return self.class_maps(photos, context).mean(dim=(2, 3))
+        return self.class_maps(photos, context).float().mean(dim=(2, 3))
 
     def class_maps(self, photos: Tensor, context: ContextAt | None = None) -> Tensor:
         """Unrectified class activation maps (B,n,h,w); their mean is the logit."""

@@ -53,7 +53,7 @@ class ContextClassifier(nn.Module):
         self, photos: Tensor, x_m: Tensor | None = None, affine: Tensor | None = None
     ) -> Tensor:
         """Logits (B,n); `affine` (B,2,3) says where the views lie in the whole pictures."""
-        return self.class_maps(photos, x_m, affine).mean(dim=(2, 3))
+        return self.class_maps(photos, x_m, affine).float().mean(dim=(2, 3))
 
     def class_maps(self, photos: Tensor, x_m: Tensor | None, affine: Tensor | None) -> Tensor:
         """Unrectified class maps (B,n,h,w)."""

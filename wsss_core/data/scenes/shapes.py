@@ -14,7 +14,7 @@ from wsss_core.data.scenes.planes import Plane
 Points: TypeAlias = NDArray[np.float64]
 Hsv: TypeAlias = tuple[float, float, float]
 
-CLASS_TEXTURE_CONTRAST = 0.05
+CLASS_TEXTURE_CONTRAST = 0.12
 """How strongly a class's own texture shows, of its colour's brightness: the knob of difficulty."""
 
 _STEP = 0.5 * np.pi
