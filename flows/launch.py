@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +44,8 @@ def execute(config: Config, *, home: Path, until: str | None = None) -> runs.Run
         from flows.conta import conta_flow
 
         server.wait_ready()
-        name = conta_flow(config, until)
+        with _ending_politely():
+            name = conta_flow(config, until)
     finally:
         servers.close_prefect(server)
     run = runs.read_run(home, name)
@@ -77,3 +82,20 @@ def locate_data(config: Config) -> Config:
     if not root.is_dir() and not config.data.download:
         raise InputError(f"no folder at {root}; give the one of your photos with --data DIR")
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+@contextlib.contextmanager
+def _ending_politely() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does, so that its record says so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _exit(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)

@@ -225,3 +225,11 @@ def test_crop_labels__no_label_is_invented():
     labels = np.array([[0, 5], [255, 9]], np.uint8)
     found = crop_labels(labels, Crop(7, 7, False, 0, 0, 7))
     assert set(found.unique().tolist()) == {0, 5, 9, 255}
+
+
+def test_crop_labels__resized_picks_the_pixel_below_the_cell_centre():
+    """Centres (k + 1/2) 3/5 of five cells over three pixels: 0.3, 0.9, 1.5, 2.1, 2.7."""
+    labels = np.array([[4, 5, 6]], np.uint8)
+    found = crop_labels(labels, Crop(5, 5, False, 0, 0, 5))
+    assert found[0].tolist() == [4, 4, 5, 6, 6]
+    assert crop_labels(labels, Crop(5, 5, True, 0, 0, 5))[0].tolist() == [6, 6, 5, 4, 4]
