@@ -28,6 +28,7 @@ from wsss_core.records import Manifest
 from wsss_core.store import write_atomically
 
 _RECORD, _LOCK, _LOG = "run.json", "lock", "run.log"
+_OURS = ("flows", "tasks", "wsss_core")  # Python's default level would drop what they note
 
 MAIN_STAGES = ("classifier", "cams", "masks", "segmenter", "predictions", "test", "confounders")
 """Names of the stages that a round is made of; the others look at what these made."""
@@ -251,6 +252,8 @@ def log_run(home: Path, name: str) -> Iterator[Path]:
     handler.setFormatter(_JsonLines())
     root = logging.getLogger()
     root.addHandler(handler)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         yield path
     finally:

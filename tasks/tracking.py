@@ -10,6 +10,7 @@ them.
 
 from __future__ import annotations
 
+import fcntl
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ PICTURES = {"draw_panels": "panel.png", "classifier": "*.png", "confounders": "*
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _LOCAL_PAGES = "http://127.0.0.1:5000"  # where `conta ui` serves a database of files
+_SQLITE = "sqlite:///"
 _FAULTS = (MlflowException, SQLAlchemyError, OSError)
 _BATCH = 100  # parameters that MLflow takes at once; ten times as many points
 
@@ -86,6 +88,7 @@ class Tracker:
             self._note(f"MLflow failed ({reason}); the run goes on, and its next start catches up")
 
     def _open(self, config: Config, home: Path) -> None:
+        make_database(mlflow.get_tracking_uri())
         self._client = mlflow.MlflowClient()
         experiment = self._find_experiment(config.name, home)
         found = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{self._name}'")
@@ -192,6 +195,24 @@ class Tracker:
     def _close(self, status: str) -> None:
         for run_id in [*(run.info.run_id for run in self._children.values()), self.run_id]:
             self._client.set_terminated(run_id, status)
+
+
+def make_database(uri: str) -> None:
+    """Make a local database whole, if it is not there; any other address is left alone.
+
+    MLflow fills a new one by some hundred statements without a transaction, for seconds. What a
+    process that dies among them leaves behind, no MLflow opens again.
+    """
+    path = Path(uri.removeprefix(_SQLITE))
+    if not uri.startswith(_SQLITE) or path.exists():
+        return
+    unfinished = path.with_name(f".{path.name}.new")
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished.unlink(missing_ok=True)
+            mlflow.MlflowClient(f"{_SQLITE}{unfinished}").search_experiments(max_results=1)
+            unfinished.rename(path)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -47,11 +48,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="conta-chaos-") as scratch:
-        found = try_kills(Path(scratch), options.kills, random.Random(options.seed))  # noqa: S311
+    scratch = Path(tempfile.mkdtemp(prefix="conta-chaos-"))
+    found = try_kills(scratch, options.kills, random.Random(options.seed))  # noqa: S311
     print(json.dumps(found))
     sound = all(found[name] == value for name, value in SOUND.items())
-    return int(not sound or found["max_epochs_redone"] > 1)
+    if not sound or found["max_epochs_redone"] > 1:
+        say(f"not as it should be; the homes are kept in {scratch}")
+        return 1
+    shutil.rmtree(scratch)
+    return 0
 
 
 def try_kills(scratch: Path, kills: int, dice: random.Random) -> dict[str, object]:
@@ -159,7 +164,7 @@ class Victim:
         )
         with closing(sqlite3.connect(self.home / "mlflow.db")) as base:
             count = len(base.execute(parents).fetchall())
-            return count, max(row[0] for row in base.execute(points))
+            return count, max((row[0] for row in base.execute(points)), default=0)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.home.mkdir(exist_ok=True)

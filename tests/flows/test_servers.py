@@ -3,9 +3,11 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,12 @@ def test_execute__wrong_use_is_found_before_any_server(tmp_path):
     with pytest.raises(InputError, match=r"no folder at .*nowhere"):
         launch.execute(parse_config(photos), home=tmp_path / "home")
     assert not Path(tmp_path / "home").exists()
+
+
+def test_ending_politely__sigterm_ends_as_ctrl_c_does():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end, launch._ending_politely():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -123,12 +123,12 @@ def _parent_of(pid: int) -> str:
 
 
 def test_start_process__hands_signals_on_and_kills_what_the_program_left():
-    script = "sleep 61 & echo $! ; trap 'exit 5' TERM; while :; do sleep 0.1; done"
+    script = "trap 'exit 5' TERM; sleep 61 & echo $! ; while :; do sleep 0.1; done"
     process = workers.start_process(["sh", "-c", script], stdout=subprocess.PIPE)
     left = int(process.stdout.readline())
     assert _alive(left)
     process.terminate()
-    assert process.wait(5) == 5
+    assert process.wait(30) == 5
     assert _wait_until(lambda: not _alive(left))
 
 

@@ -12,6 +12,7 @@ from tests.stages.world import Listener, make_home, settings
 from wsss_core.causal.confounders import ConfounderSet
 from wsss_core.causal.intervention import shuffle_cells
 from wsss_core.data.images import read_mask, read_photo, write_mask
+from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.errors import DataError, InputError
 from wsss_core.records import IGNORE_INDEX, Manifest
 from wsss_core.seeding import derive_seed
@@ -181,12 +182,20 @@ def seed_labels(made, photo, threshold):
     return label_map(upsample_cam(cam.cam, cam.size), cam.classes, threshold=threshold)
 
 
+def median_score(made):
+    """A threshold that parts the pixels of the round's seeds."""
+    cams = [read_cam(made.file(made.cams, f"{photo.id}.npz")).cam for photo in made.photos]
+    return float(np.median(np.concatenate([cam.ravel() for cam in cams])))
+
+
 def test_masks__method_none_is_the_labelled_seed(made):
-    config = settings(expansion={"method": "none"}, seeds__threshold=0.4)
+    threshold = median_score(made)
+    config = settings(expansion={"method": "none"}, seeds__threshold=threshold)
     masks = expand_masks(config, made.work, data=made.data, cams=made.cams)
-    for photo in made.photos:
-        mask = read_mask(made.file(masks, f"{photo.id}.png"))
-        assert np.array_equal(mask, seed_labels(made, photo, 0.4))
+    found = [read_mask(made.file(masks, f"{photo.id}.png")) for photo in made.photos]
+    assert 0.1 < np.mean([np.mean(mask == 0) for mask in found]) < 0.9
+    for mask, photo in zip(found, made.photos, strict=True):
+        assert np.array_equal(mask, seed_labels(made, photo, threshold))
 
 
 def test_masks__photo_the_crf_fails_on_falls_back_to_its_seed_and_is_counted(made, monkeypatch):
@@ -200,14 +209,15 @@ def test_masks__photo_the_crf_fails_on_falls_back_to_its_seed_and_is_counted(mad
 
     refine = masks_stage.refine
     monkeypatch.setattr(masks_stage, "refine", fail_twice)
-    config = settings(seeds__threshold=0.3)
+    threshold = median_score(made)
+    config = settings(seeds__threshold=threshold)
     work = Workspace(made.work.home, made.work.photos_root, made.work.runtime, Listener())
     masks = expand_masks(config, work, data=made.data, cams=made.cams)
     assert masks.metrics == {"expansion/fallbacks": 2}
     assert work.recorder.notes == ["the CRF failed on 2 photos; their masks are their seeds"]
     for photo in made.photos[:2]:
         mask = read_mask(made.file(masks, f"{photo.id}.png"))
-        assert np.array_equal(mask, seed_labels(made, photo, 0.3))
+        assert np.array_equal(mask, seed_labels(made, photo, threshold))
 
 
 def test_masks__unary_is_a_setting(made):
@@ -252,23 +262,37 @@ def test_predictions__x_m_and_mask_are_of_the_same_probabilities(made, segmenter
         assert np.mean(mask == probabilities.argmax(axis=0)) > 0.999
 
 
-def test_segment_photos_of_size__probabilities_of_every_photo_alone(segmenter):
+@pytest.fixture(scope="module")
+def lopsided():
+    """A segmenter at stride 16 that sees left and right differently, with clear answers."""
+    model = torch.nn.Conv2d(3, 3, 16, stride=16)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        model.weight.copy_(0.3 * torch.randn(model.weight.shape, generator=generator))
+        model.bias.zero_()
+    return model
+
+
+def test_segment_photos_of_size__probabilities_of_every_photo_alone(lopsided):
     photos = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
-    found = segment_photos_of_size(segmenter, photos, scales=(1.0, 0.5), flip=True)
+    found = segment_photos_of_size(lopsided, photos, scales=(1.0, 0.5), flip=True)
     assert found.shape == (3, 3, 40, 56)
     assert found.sum(axis=1) == pytest.approx(np.ones((3, 40, 56)), abs=1e-5)
-    alone = segment_photo(segmenter, photos[1], scales=(1.0, 0.5), flip=True)
-    assert found[1] == pytest.approx(alone, abs=1e-4)
-    parts = [segment_photo(segmenter, photos[1], scales=(s,), flip=True) for s in (1.0, 0.5)]
+    assert found.std() > 0.1
+    alone = segment_photo(lopsided, photos[1], scales=(1.0, 0.5), flip=True)
+    assert found[1] == pytest.approx(alone, abs=1e-5)
+    parts = [segment_photo(lopsided, photos[1], scales=(s,), flip=True) for s in (1.0, 0.5)]
     assert alone == pytest.approx(np.mean(parts, axis=0), abs=1e-5)
 
 
-def test_segment_photos_of_size__mirrored_photo_has_the_mirrored_answer(segmenter):
+def test_segment_photos_of_size__mirrored_photo_has_the_mirrored_answer(lopsided):
     photo = np.random.default_rng(1).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    plain = segment_photo(segmenter, photo, scales=(1.0,), flip=True)
     mirror = np.ascontiguousarray(photo[:, ::-1])
-    mirrored = segment_photo(segmenter, mirror, scales=(1.0,), flip=True)
-    assert mirrored[:, :, ::-1] == pytest.approx(plain, abs=1e-4)
+    for flip in (True, False):
+        plain, mirrored = (
+            segment_photo(lopsided, p, scales=(1.0,), flip=flip) for p in (photo, mirror)
+        )
+        assert (np.abs(mirrored[:, :, ::-1] - plain).max() < 1e-5) == flip
 
 
 def test_refine_prediction__only_winners_enter_the_crf():
@@ -375,6 +399,44 @@ def test_cams__of_the_next_round_see_the_context(made):
     without = make_cams(settings(), made.work, data=made.data, classifier=classifier, x_m=None)
     assert cams.count == 8
     assert cams.digest != without.digest
+
+
+def test_classifier__view_is_crop_tags_and_context_of_one_photo(made):
+    config, contexts = settings().classifier, torch.arange(8.0).view(8, 1, 1).expand(8, 4, 4)
+    photo = made.photos[2]
+    view = classifier_stage._view(
+        (2, photo), 5, settings=config, seed=9, num_classes=3, contexts=contexts
+    )
+    pixels = read_photo(photo.path)
+    crop = draw_crop(
+        pixels.shape[:2],
+        long_side_px=config.training.long_side_px,
+        crop_px=config.training.crop_px,
+        seed=9,
+        epoch=5,
+        photo_id=photo.id,
+    )
+    assert torch.equal(view["photo"], crop_photo(pixels, crop))
+    assert torch.equal(view["affine"], crop.affine())
+    assert torch.equal(view["x_m"], contexts[2])
+    assert view["tags"].tolist() == [1, 1, 0]
+
+
+def test_segmenter__view_is_photo_and_mask_of_one_crop(made):
+    config, photo = settings().segmenter, made.photos[2]
+    masks = made.work.folder(made.masks)
+    view = segmenter_stage._view(photo, 5, masks=masks, settings=config, seed=9)
+    pixels, labels = read_photo(photo.path), read_mask(masks / f"{photo.id}.png")
+    crop = draw_crop(
+        pixels.shape[:2],
+        long_side_px=config.training.long_side_px,
+        crop_px=config.training.crop_px,
+        seed=9,
+        epoch=5,
+        photo_id=photo.id,
+    )
+    assert torch.equal(view["photo"], crop_photo(pixels, crop))
+    assert torch.equal(view["labels"], crop_labels(labels, crop))
 
 
 @pytest.mark.parametrize("start", ["classifier", "segmenter"])
