@@ -99,6 +99,7 @@ class Victim:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.processes_left = 0
+        self._began_s = 0.0
         self._kills: list[tuple[str, int, int]] = []  # stage under way, epochs begun, epochs logged
 
     def start_and_wait(self) -> None:
@@ -168,6 +169,7 @@ class Victim:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.home.mkdir(exist_ok=True)
+        self._began_s = time.time()
         with (self.home / "output.txt").open("ab") as output:
             return subprocess.Popen(
                 COMMAND,
@@ -195,7 +197,8 @@ class Victim:
         stage, begun = "", 0
         for unfinished in self.home.glob("store/*/.tmp-*"):
             name, key = unfinished.parent.name, unfinished.name.removeprefix(".tmp-")
-            if name in ("classifier", "segmenter") and not unfinished.with_name(key).exists():
+            now = unfinished.stat().st_mtime >= self._began_s  # else it is of an earlier kill
+            if name in ("classifier", "segmenter") and now:
                 stage, begun = name, self._kept_epochs(name, key) + 1
         self._kills.append((stage, begun, len(self.epochs())))
 
