@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -140,13 +139,8 @@ def test_execute__wrong_use_is_found_before_any_server(tmp_path):
 
 
 def test_ending_politely__sigterm_ends_as_ctrl_c_does():
-    def be_told_to_end():
-        with launch._ending_politely():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
-
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as end:
-        be_told_to_end()
+    with pytest.raises(SystemExit) as end, launch._ending_politely():
+        signal.raise_signal(signal.SIGTERM)
     assert end.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
