@@ -17,7 +17,7 @@ from flows.environment import resolve_home
 from flows.plan import label_call, plan_rounds
 from flows.progress import FlowRecorder
 from flows.report import publish_report
-from flows.rounds import run_rounds
+from flows.rounds import run_rounds, score_what_is_there
 from flows.runs import Run
 from tasks import stages
 from tasks.tracking import Tracker
@@ -47,6 +47,7 @@ def conta_flow(config: Config, until: str | None = None) -> str:
     work = Workspace(home, config.data.root, config.runtime, recorder)
     data, truth = index(config, work)
     with work_on_run(config, work, data, truth) as (run, tracker):
+        config = score_what_is_there(config, work.dataset(data).splits)
         planned = plan_rounds(config, work, data, truth, verify=False)
         cost = check_cost(planned, config, work, data)
         if cost is not None and until is None:

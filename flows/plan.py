@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import Task
 
-from flows.rounds import run_rounds
+from flows.rounds import run_rounds, score_what_is_there
 from tasks import stages
 from tasks.policy import stage_of
 from wsss_core.config import Config
@@ -117,6 +117,7 @@ def plan_run(config: Config, home: Path) -> list[Planned]:
     else:
         data = index_data(config, work)
     truth = index_truth(config, work, data=data)
+    config = score_what_is_there(config, work.dataset(data).splits)
     rows = plan_rounds(config, work, data, truth, verify=True)
     return [Planned(None, data.stage, True), *rows]
 

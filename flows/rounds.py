@@ -6,6 +6,7 @@ that only looks what is there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,12 @@ class Made:
     predictions: Manifest | None = None
     val_predictions: Manifest | None = None
     confounders: Manifest | None = None
+
+
+def score_what_is_there(config: Config, splits: Iterable[str]) -> Config:
+    """The settings without the val lists that this data lacks: own photos may come without any."""
+    val = tuple(split for split in config.data.val if split in splits)
+    return config.model_copy(update={"data": config.data.model_copy(update={"val": val})})
 
 
 def run_rounds(config: Config, truth: Manifest | None, step: Step) -> None:
@@ -84,6 +91,8 @@ def run_round(
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)
     panels = {"truth": truth, "cams": cams, "masks": masks, "predictions": made.predictions}
     step(stages.draw_panels, **panels)
+    if made.classifier is not None and former.confounders is not None:
+        step(stages.draw_context, classifier=made.classifier, x_m=former.predictions)
     score_segmenter(config, truth, step, made)
     if config.causal.context != "none" and config.supervision == "tags":
         made.confounders = step(

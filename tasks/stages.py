@@ -14,6 +14,7 @@ from wsss_core.records import Manifest
 from wsss_core.stages.cams import make_cams as _make_cams
 from wsss_core.stages.classifier import train_classifier as _train_classifier
 from wsss_core.stages.confounders import update_confounders as _update_confounders
+from wsss_core.stages.context_panels import draw_context as _draw_context
 from wsss_core.stages.data import index_data as _index_data
 from wsss_core.stages.data import index_truth as _index_truth
 from wsss_core.stages.masks import expand_masks as _expand_masks
@@ -204,3 +205,11 @@ def draw_panels(
     return _draw_panels(
         config, work, data=data, truth=truth, cams=cams, masks=masks, predictions=predictions
     )
+
+
+@stage_task(_draw_context)
+def draw_context(
+    config: Config, work: Workspace, *, data: Manifest, classifier: Manifest, x_m: Manifest
+) -> Manifest:
+    """Pictures of the context map M and of the confounder set of a later round."""
+    return _draw_context(config, work, data=data, classifier=classifier, x_m=x_m)

@@ -14,16 +14,19 @@ from wsss_core.causal.intervention import shuffle_cells
 from wsss_core.data.images import read_mask, read_photo, write_mask
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.errors import DataError, InputError
+from wsss_core.evaluation.panels import CELL_PX, GAP_PX, LINE_PX
 from wsss_core.records import IGNORE_INDEX, Manifest
 from wsss_core.seeding import derive_seed
 from wsss_core.seeds.cam import label_map, read_cam, seed_size, upsample_cam, write_cam
 from wsss_core.stages import classifier as classifier_stage
+from wsss_core.stages import confounders as confounders_stage
 from wsss_core.stages import masks as masks_stage
 from wsss_core.stages import predictions as predictions_stage
 from wsss_core.stages import segmenter as segmenter_stage
 from wsss_core.stages.cams import make_cams
 from wsss_core.stages.classifier import load_classifier, train_classifier
 from wsss_core.stages.confounders import update_confounders
+from wsss_core.stages.context_panels import MAP_PX, draw_context
 from wsss_core.stages.masks import expand_masks
 from wsss_core.stages.predictions import (
     refine_prediction,
@@ -88,7 +91,8 @@ def test_round__every_photo_has_its_files(made):
     assert set(read_index(made.work.folder(made.val_predictions))) == {"v0", "v1", "x_m"}
     assert set(read_index(made.work.folder(made.classifier))) == {"classifier"}
     assert made.classifier.count == 2  # weights and description
-    assert not made.work.recorder.notes
+    (note,) = made.work.recorder.notes  # of random weights' masks; nothing else was worth a line
+    assert "alpha cannot matter" in note
 
 
 def test_round__asked_again_is_all_hits(made, monkeypatch):
@@ -382,6 +386,37 @@ def test_load_classifier__has_the_context_it_was_trained_with(made, context):
     if context == "shuffled_cells":
         expected = shuffle_cells(expected, seed=derive_seed(description["seed"], "context"))
     assert np.array_equal(model.intervention.c.numpy(), expected.c.reshape(2, -1))
+
+
+@pytest.mark.parametrize(
+    ("context", "files"), [("conta", {"context", "confounders"}), ("seg_mask", {"context"})]
+)
+def test_draw_context__shows_what_the_classifier_was_given(made, context, files):
+    classifier = next_classifier(made, context)
+    drawn = draw_context(
+        settings(), made.work, data=made.data, classifier=classifier, x_m=made.predictions
+    )
+    assert set(read_index(made.work.folder(drawn))) == files
+    page = read_photo(made.file(drawn, "context.png"))
+    assert page.shape[1] == 3 * (CELL_PX + GAP_PX) + GAP_PX  # photo, X_m, M
+    if context == "conta":
+        c = ConfounderSet.load(made.file(made.confounders, "confounders.safetensors")).c
+        sheet = read_photo(made.file(drawn, "confounders.png"))
+        top, left = GAP_PX + 2 * LINE_PX, GAP_PX
+        drawn_c = sheet[top : top + MAP_PX, left : left + MAP_PX, 0]
+        cell = MAP_PX // c.shape[1]
+        expected = np.round(255 * c[0] / c.max())
+        assert np.array_equal(drawn_c[cell // 2 :: cell, cell // 2 :: cell], expected)
+
+
+def test_confounders__that_differ_are_not_flagged(tmp_path, monkeypatch):
+    (work, data), config = make_home(tmp_path), settings(expansion={"method": "none"})
+    classifier = train_classifier(config, work, data=data)
+    cams = make_cams(config, work, data=data, classifier=classifier, x_m=None)
+    masks = expand_masks(config, work, data=data, cams=cams)
+    monkeypatch.setattr(confounders_stage, "COSINE_THRESHOLD", 1.0)
+    update_confounders(config, work, data=data, predictions=masks, masks=masks, former=None)
+    assert not work.recorder.notes
 
 
 def test_classifier__context_none_is_the_plain_one(made):

@@ -117,6 +117,50 @@ def draw_panel(rows: Sequence[PanelRow], *, names: Sequence[str], title: str) ->
     return page
 
 
+def shade(
+    field: Float[np.ndarray, "a b"], size: tuple[int, int], *, top: float | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A map over the whole picture in grey, its cells as blocks; black is 0.
+
+    Args:
+        field: Not negative; its cells cover the picture evenly.
+        size: (H, W) to draw it at, in pixels.
+        top: The value that is white; None for the map's own largest.
+    """
+    white = max(float(field.max()) if top is None else top, 1e-12)
+    grey = (np.clip(field / white, 0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(grey).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(picture.convert("RGB"))
+
+
+def draw_sheet(
+    pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]], *, title: str, columns: int = 5
+) -> Image.Image:
+    """Pictures of one size in a grid, each below its name.
+
+    Args:
+        pictures: At least one; name to RGB.
+        title: One line on top.
+        columns: Pictures a row.
+    """
+    columns = min(columns, len(pictures))
+    height, width, _ = next(iter(pictures.values())).shape
+    rows = -(-len(pictures) // columns)
+    size = (
+        GAP_PX + columns * (width + GAP_PX),
+        GAP_PX + LINE_PX + rows * (LINE_PX + height + GAP_PX),
+    )
+    page = Image.new("RGB", size, PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default()
+    draw.text((GAP_PX, GAP_PX), title, INK, font)
+    for index, (name, picture) in enumerate(pictures.items()):
+        left = GAP_PX + index % columns * (width + GAP_PX)
+        top = GAP_PX + LINE_PX + index // columns * (LINE_PX + height + GAP_PX)
+        draw.text((left, top), name, INK, font)
+        page.paste(Image.fromarray(picture), (left, top + LINE_PX))
+    return page
+
+
 def rank_worst(scores: Mapping[str, float], *, num: int) -> list[str]:
     """The `num` ids of lowest score, worst first, ties by id; NaN is no score."""
     scored = [(score, name) for name, score in scores.items() if not np.isnan(score)]

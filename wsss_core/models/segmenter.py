@@ -25,18 +25,17 @@ class AsppSum(nn.Module):
 
 
 class AsppDecoder(nn.Module):
-    """DeepLab v3+: pyramid and image pooling at the output stride, joined with block 2."""
+    """DeepLab v3+: pyramid and image pooling at the output stride, joined with block 2.
+
+    A sixteenth of the trunk's channels wide, 128 for a ResNet: the paper's 256 would cost a small
+    trunk more than itself.
+    """
 
     def __init__(
-        self,
-        in_channels: int,
-        low_channels: int,
-        num_classes: int,
-        *,
-        output_stride: int,
-        width: int = 128,
+        self, in_channels: int, low_channels: int, num_classes: int, *, output_stride: int
     ) -> None:
         super().__init__()
+        width = max(64, in_channels // 128 * 8)  # whole groups of the GroupNorm
         rates = [rate * 8 // output_stride for rate in (12, 24, 36)]
         self.branches = nn.ModuleList(
             [_conv(in_channels, width, 1), *(_conv(in_channels, width, 3, rate) for rate in rates)]

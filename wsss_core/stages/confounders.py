@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wsss_core.causal.confounders import (
+    COSINE_THRESHOLD,
     ConfounderSet,
     average_class_masks,
     class_shares,
@@ -53,8 +54,14 @@ def _write(
     )
     confounders.save(out / CONFOUNDERS)
     (out / CAUSAL).write_text(causal.model_dump_json())
+    cosine = mean_pairwise_cosine(confounders.c)
+    if cosine > COSINE_THRESHOLD:
+        job.work.recorder.note(
+            f"the class-average masks are nearly one (mean cosine {cosine:.3f} > "
+            f"{COSINE_THRESHOLD}): alpha cannot matter, the context map tells photos apart no more"
+        )
     metrics = {
-        "confounders/cosine": float(mean_pairwise_cosine(confounders.c)),
+        "confounders/cosine": cosine,
         "confounders/unseen": float((counts == 0).sum()),
     }
     return Measured(metrics)
