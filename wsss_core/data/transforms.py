@@ -12,10 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as tvf
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from wsss_core.records import IGNORE_INDEX
 from wsss_core.seeding import numpy_generator
@@ -96,7 +94,7 @@ def crop_photo(photo: UInt8[np.ndarray, "h w 3"], crop: Crop) -> Tensor:
 def crop_labels(labels: UInt8[np.ndarray, "h w"], crop: Crop) -> Tensor:
     """The same view of a label map, nearest, int64 (side,side); `IGNORE_INDEX` outside of it."""
     size = (crop.height_px, crop.width_px)
-    resized = _resize(torch.from_numpy(labels)[None], size, InterpolationMode.NEAREST_EXACT)
+    resized = _resize(torch.from_numpy(labels)[None], size, "nearest-exact")
     return _place(resized.long(), crop, fill=IGNORE_INDEX)[0]
 
 
@@ -105,7 +103,7 @@ def resize_photo(photo: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Te
     tensor = torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)
     if tuple(tensor.shape[-2:]) == size:
         return tensor
-    return _resize(tensor, size, InterpolationMode.BILINEAR)
+    return _resize(tensor, size, "bilinear")
 
 
 def normalise(photo: Tensor) -> Tensor:
@@ -120,9 +118,15 @@ def scaled_size(size: tuple[int, int], scale: float, *, multiple: int) -> tuple[
     return height, width
 
 
-def _resize(picture: Tensor, size: tuple[int, int], mode: InterpolationMode) -> Tensor:
-    # torchvision's function, which antialiases by default where the mode can; it has no __all__
-    resized: Tensor = tvf.resize(picture, list(size), mode)  # type: ignore[attr-defined]
+def _resize(picture: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    # imported here: it takes seconds, and a run that has everything in the store resizes nothing
+    import torchvision.transforms.v2.functional as tvf
+    from torchvision.transforms import InterpolationMode
+
+    # antialiased by default where the mode can; the module has no __all__
+    resized: Tensor = tvf.resize(  # type: ignore[attr-defined]
+        picture, list(size), InterpolationMode(mode)
+    )
     return resized
 
 
