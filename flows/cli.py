@@ -28,7 +28,10 @@ export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Check your photos and tags, or generate scenes.")
 app.add_typer(export_app, name="export", help="Hand results to other tools.")
 
-STAGES = "classifier, cams, masks, segmenter, predictions, test or confounders"
+STAGES = (
+    "classifier, cams, boundary_labels, boundary, masks, segmenter, predictions, test or "
+    "confounders"
+)
 
 RunName = Annotated[
     str,

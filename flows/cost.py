@@ -34,6 +34,7 @@ _BACKBONES = {"lite0": (1.0, 15e6), "resnet50": (10.0, 102e6), "resnet101": (19.
 _STEP_S = 0.047  # a training step's share of a photo, lite0, 224 px crop, two cores (DESIGN 7)
 _FORWARD_RATIO = 1 / 3  # a pass forwards, of a training step
 _CRF_S = 0.09  # a photo of 320 px in two processes (DESIGN 7)
+_WALK_S = 0.01  # the same: IRNet's walk with two classes, its network apart
 _SCORE_S = 0.01
 _CAM_BYTES, _MASK_BYTES = 0.2, 0.06  # a pixel of the photo, as measured on VOC-like photos
 _COPIES = 5  # artifact, and twice a checkpoint of weights and momentum
@@ -64,6 +65,9 @@ def _call_cost(label: str, config: Config, *, photos: Mapping[str, int], side_px
         return _training_cost(config.classifier.backbone, config.classifier.training, num)
     if name == "segmenter":
         return _training_cost(config.segmenter.backbone, config.segmenter.training, num)
+    if name == "boundary":
+        boundary = config.expansion.irn.boundary
+        return _training_cost(boundary.backbone, boundary.training, num)
     if name == "cams":
         views = 2 * sum(scale**2 for scale in config.seeds.scales)
         weight = _BACKBONES.get(config.classifier.backbone, (10.0, 0.0))[0]
@@ -72,10 +76,21 @@ def _call_cost(label: str, config: Config, *, photos: Mapping[str, int], side_px
         weight = _BACKBONES.get(config.segmenter.backbone, (10.0, 0.0))[0]
         x_m = 4 * config.causal.context_size**2
         return Cost(num * (pixels * _MASK_BYTES + x_m), num * 2 * forward_s * weight)
-    if name == "masks":
-        crf_s = _CRF_S * pixels / 320**2 if config.expansion.method == "crf" else _SCORE_S
-        return Cost(num * pixels * _MASK_BYTES, num * crf_s)
+    if name in ("masks", "boundary_labels"):
+        photo_s = _expansion_s(name, config, pixels=pixels, forward_s=forward_s)
+        return Cost(num * pixels * _MASK_BYTES, num * photo_s)
     return Cost(1e5, num * _SCORE_S)
+
+
+def _expansion_s(name: str, config: Config, *, pixels: float, forward_s: float) -> float:
+    """Seconds for the label map of one photo."""
+    area = pixels / 320**2
+    if name == "boundary_labels":
+        return 2 * _CRF_S * area
+    if config.expansion.method == "irn":
+        weight = _BACKBONES.get(config.expansion.irn.boundary.backbone, (10.0, 0.0))[0]
+        return 2 * forward_s * weight + _WALK_S * area
+    return _CRF_S * area if config.expansion.method == "crf" else _SCORE_S
 
 
 def _training_cost(backbone: str, training: TrainingConfig, num: int) -> Cost:

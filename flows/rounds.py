@@ -112,7 +112,7 @@ def make_masks(
     config: Config, truth: Manifest | None, step: Step, former: Made
 ) -> tuple[Manifest | None, Manifest | None, Manifest]:
     """From tags to pseudo-masks: the classifier, its CAMs, the masks grown from them."""
-    classifier = cams = None
+    classifier = cams = boundary = None
     context = {"confounders": former.confounders, "x_m": former.predictions}
     if former.confounders is None:
         context["x_m"] = None
@@ -127,7 +127,10 @@ def make_masks(
         cams = step(stages.make_cams, classifier=classifier, x_m=context["x_m"])
         if truth is not None:
             step(stages.score_cams, truth=truth, cams=cams)
-    masks = step(stages.expand_masks, cams=cams)
+    if config.expansion.method == "irn":
+        labels = step(stages.label_boundaries, cams=cams)
+        boundary = step(stages.train_boundary, labels=labels)
+    masks = step(stages.expand_masks, cams=cams, boundary=boundary)
     if truth is not None:
         step(stages.score_masks, truth=truth, masks=masks)
     return classifier, cams, masks

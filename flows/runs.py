@@ -30,7 +30,17 @@ from wsss_core.store import write_atomically
 _RECORD, _LOCK, _LOG = "run.json", "lock", "run.log"
 _OURS = ("flows", "tasks", "wsss_core")  # Python's default level would drop what they note
 
-MAIN_STAGES = ("classifier", "cams", "masks", "segmenter", "predictions", "test", "confounders")
+MAIN_STAGES = (
+    "classifier",
+    "cams",
+    "boundary_labels",
+    "boundary",
+    "masks",
+    "segmenter",
+    "predictions",
+    "test",
+    "confounders",
+)
 """Names of the stages that a round is made of; the others look at what these made."""
 
 TABLE_METRICS = (

@@ -11,6 +11,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.policy import stage_task
 from wsss_core.config import Config
 from wsss_core.records import Manifest
+from wsss_core.stages.boundary import train_boundary as _train_boundary
+from wsss_core.stages.boundary_labels import label_boundaries as _label_boundaries
 from wsss_core.stages.cams import make_cams as _make_cams
 from wsss_core.stages.classifier import train_classifier as _train_classifier
 from wsss_core.stages.confounders import update_confounders as _update_confounders
@@ -77,12 +79,33 @@ def make_cams(
     return _make_cams(config, work, data=data, classifier=classifier, x_m=x_m)
 
 
-@stage_task(_expand_masks)
-def expand_masks(
+@stage_task(_label_boundaries)
+def label_boundaries(
     config: Config, work: Workspace, *, data: Manifest, cams: Manifest | None
 ) -> Manifest:
+    """Confident labels of the training photos, for the boundary network."""
+    return _label_boundaries(config, work, data=data, cams=cams)
+
+
+@stage_task(_train_boundary)
+def train_boundary(
+    config: Config, work: Workspace, *, data: Manifest, labels: Manifest
+) -> Manifest:
+    """The boundary network of this round."""
+    return _train_boundary(config, work, data=data, labels=labels)
+
+
+@stage_task(_expand_masks)
+def expand_masks(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    cams: Manifest | None,
+    boundary: Manifest | None,
+) -> Manifest:
     """Pseudo-masks of the training photos."""
-    return _expand_masks(config, work, data=data, cams=cams)
+    return _expand_masks(config, work, data=data, cams=cams, boundary=boundary)
 
 
 @stage_task(_truth_masks)

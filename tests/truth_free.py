@@ -13,7 +13,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "scenes_smoke.yaml"
-TRAINED = ("classifier", "cams", "masks", "segmenter", "predictions", "confounders")
+TRAINED = (
+    "classifier",
+    "cams",
+    "boundary_labels",
+    "boundary",
+    "masks",
+    "segmenter",
+    "predictions",
+    "confounders",
+)
 TRUTH = ("SegmentationClass", "Roles", "scenes.json")
 
 

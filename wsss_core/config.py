@@ -228,22 +228,78 @@ class CrfConfig(_Settings):
     bilateral_compat: float = Field(10.0, ge=0, description="Appearance kernel: weight.")
 
 
+class BoundaryConfig(_Settings):
+    """IRNet's boundary network: frozen trunk, edge branch, no displacement branch."""
+
+    backbone: str = Field(
+        "lite0", description="lite0, resnet50, resnet101 or any timm `features_only` name."
+    )
+    pretrained: bool = Field(True, description="The trunk has ImageNet weights; it never trains.")
+    radius: int = Field(
+        10, ge=2, le=32, description="Pairs closer than this teach it, in cells of 4 px (irn: 10)."
+    )
+    # irn rescales by 0.5-1.5, which is 250-750 px for VOC's 500; its momentum really is 1e-4
+    training: TrainingConfig = TrainingConfig(
+        epochs=3,
+        batch_size=32,
+        learning_rate=0.1,
+        head_rate_ratio=1.0,
+        momentum=1e-4,
+        long_side_px=(250, 750),
+        crop_px=512,
+    )
+
+
+class IrnConfig(_Settings):
+    """IRNet (Ahn et al. 2019) without its instance step: a walk of the seeds between boundaries."""
+
+    foreground: float = Field(
+        0.30, gt=0, lt=1, description="Confident labels: what scores above may be a class (irn)."
+    )
+    background: float = Field(
+        0.05, gt=0, lt=1, description="Confident labels: what scores below may be none (irn)."
+    )
+    boundary: BoundaryConfig = BoundaryConfig()
+    radius: int = Field(
+        5, ge=2, le=32, description="A step of the walk is shorter, in cells of 4 px (irn: 5)."
+    )
+    beta: float = Field(
+        10.0, gt=0, le=100, description="Power of the affinity: the greater, the shorter the walk."
+    )
+    log2_steps: int = Field(
+        8, ge=0, le=12, description="The walk has 2 to this many steps (irn's exp_times: 8)."
+    )
+    threshold: float = Field(
+        0.25, gt=0, lt=1, description="Score of the background after the walk (irn: 0.25)."
+    )
+
+    @model_validator(mode="after")
+    def _background_is_below(self) -> IrnConfig:
+        if self.background > self.foreground:
+            raise ValueError(
+                f"background {self.background} must not exceed foreground {self.foreground}"
+            )
+        return self
+
+
 class ExpansionConfig(_Settings):
     """Seeds to pseudo-masks."""
 
-    method: Literal["crf", "none", "folder"] = Field(
+    method: Literal["crf", "irn", "none", "folder"] = Field(
         "crf", description="`folder` reads anybody's mask PNGs."
     )
     folder: Path | None = Field(
         None, description="method folder: where `<photo id>.png` masks are."
     )
     unary: Literal["soft", "hard"] = Field(
-        "hard", description="CRF unary: hard labels with a confidence (irn), or normalised scores."
+        "hard",
+        description="method crf: hard labels with a confidence (irn), or normalised scores.",
     )
     hard_confidence: float = Field(
         0.7, gt=0, lt=1, description="Probability of the hard label (irn: 0.7)."
     )
     crf: CrfConfig = CrfConfig()
+    irn: IrnConfig = IrnConfig()
 
     @model_validator(mode="after")
     def _folder_given(self) -> ExpansionConfig:

@@ -131,6 +131,10 @@ MESSAGES = [
         "expansion: folder is needed by, and only by, method 'folder'",
     ),
     (
+        {"expansion": {"irn": {"background": 0.4}}},
+        "expansion.irn: background 0.4 must not exceed foreground 0.3",
+    ),
+    (
         {"causal": {"adjustment": "exact"}},
         "causal.adjustment: should be 'nwgm', not 'exact'",
     ),
@@ -190,6 +194,14 @@ def test_config__defaults_of_the_papers_and_their_code():
     crf = config.expansion.crf
     assert (crf.iterations, crf.gaussian_sxy, crf.gaussian_compat) == (10, 3, 3)
     assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat) == (50, 5, 10)
+    irn = config.expansion.irn
+    assert (irn.foreground, irn.background, config.expansion.hard_confidence) == (0.30, 0.05, 0.7)
+    assert (irn.boundary.radius, irn.radius, irn.beta, irn.log2_steps) == (10, 5, 10, 8)
+    assert irn.threshold == 0.25
+    training = irn.boundary.training
+    assert (training.epochs, training.batch_size, training.crop_px) == (3, 32, 512)
+    assert (training.learning_rate, training.weight_decay) == (0.1, 1e-4)
+    assert training.momentum == training.weight_decay  # irn's swapped argument
     crf = config.segmenter_test.crf_params
     assert (crf.gaussian_sxy, crf.gaussian_compat) == (1, 3)
     assert (crf.bilateral_sxy, crf.bilateral_srgb, crf.bilateral_compat) == (67, 3, 4)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.oracles import crf as oracle
 from wsss_core.config import CrfConfig, SegmenterTestConfig
-from wsss_core.expansion.crf import hard_unary, labels_of, refine, soft_unary
+from wsss_core.expansion.crf import hard_unary, refine, soft_unary
+from wsss_core.expansion.method import labels_of
 
 SIDE = 16
 SETTINGS = {

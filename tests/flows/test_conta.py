@@ -141,6 +141,29 @@ def test_conta_flow__without_context_later_rounds_are_free(toys, conta):
     assert run.rounds[2].seconds == 0
 
 
+def test_conta_flow__irn_has_two_more_stages_before_the_masks(home, toys, conta, monkeypatch):
+    irn = {"method": "irn"}
+    conta(rounds=0, expansion=irn)
+    calls = toys.take_calls()
+    named = ["cams", "score_cams", "boundary_labels", "boundary", "masks"]
+    assert calls[calls.index("cams") :][:5] == named
+    stopped = conta(rounds=0, expansion=irn | {"irn": {"foreground": 0.4}}, until="boundary")
+    assert toys.take_calls() == ["boundary_labels", "boundary"]
+    assert stopped.reason == "after boundary, as asked"
+
+    changed = {"rounds": 0, "expansion": irn | {"irn": {"beta": 5}}}
+    monkeypatch.setattr(plan, "index_truth", stages._index_truth)
+    rows = plan.plan_run(parse_config({"name": "toy"} | changed), home)
+    assert [row.stage for row in rows if row.hit][-3:] == [
+        "score_cams",
+        "boundary_labels",
+        "boundary",
+    ]
+    assert next(row.reason for row in rows if not row.hit) == "beta: 10.0 -> 5.0"
+    conta(**changed)
+    assert toys.take_calls()[0] == "masks"
+
+
 def test_conta_flow__until_and_truth_and_stop(toys, conta):
     stopped = conta(until="cams", rounds=2)
     assert toys.take_calls()[-2:] == ["cams", "score_cams"]

@@ -4,7 +4,7 @@ import pytest
 
 from flows import cost
 from flows.plan import Planned, explain_miss
-from wsss_core.config import Config
+from wsss_core.config import Config, parse_config
 from wsss_core.errors import InputError
 
 QUESTION = {
@@ -49,6 +49,19 @@ def test_estimate_cost__counts_misses_alone():
     assert one.seconds == pytest.approx(100 * 20 * 0.047 * 321**2 / 224**2)
     assert two.seconds == pytest.approx(2 * one.seconds)
     assert two.num_bytes == one.num_bytes > 15e6
+
+
+def test_estimate_cost__irn_labels_with_two_crf_passes_and_masks_with_none():
+    irn = parse_config({"expansion": {"method": "irn"}})
+
+    def seconds(stage, config):
+        rows = [Planned(0, stage, False)]
+        return cost.estimate_cost(rows, config, photos={"train": 10}, side_px=320).seconds
+
+    assert seconds("boundary_labels", irn) == 2 * seconds("masks", Config())
+    assert seconds("masks", irn) < seconds("masks", Config())
+    # 10 photos, 3 epochs, 47 ms at 224 px
+    assert seconds("boundary", irn) == pytest.approx(10 * 3 * 0.047 * 512**2 / 224**2)
 
 
 def test_check_cost__refuses_more_than_the_disk_has(tmp_path, monkeypatch):

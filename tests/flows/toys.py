@@ -69,7 +69,7 @@ def _writer(toys, stage):
     return write
 
 
-_NETS = ("classifier", "segmenter")
+_NETS = ("classifier", "boundary", "segmenter")
 _METRICS = {
     "score_classifier": ("classifier/map",),
     "score_cams": ("cam/miou",),

@@ -15,12 +15,12 @@ from wsss_core.data.images import read_mask, read_photo, write_mask
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.errors import DataError, InputError
 from wsss_core.evaluation.panels import CELL_PX, GAP_PX, LINE_PX
+from wsss_core.expansion import crf
 from wsss_core.records import IGNORE_INDEX, Manifest
 from wsss_core.seeding import derive_seed
 from wsss_core.seeds.cam import label_map, read_cam, seed_size, upsample_cam, write_cam
 from wsss_core.stages import classifier as classifier_stage
 from wsss_core.stages import confounders as confounders_stage
-from wsss_core.stages import masks as masks_stage
 from wsss_core.stages import predictions as predictions_stage
 from wsss_core.stages import segmenter as segmenter_stage
 from wsss_core.stages.cams import make_cams
@@ -211,8 +211,8 @@ def test_masks__photo_the_crf_fails_on_falls_back_to_its_seed_and_is_counted(mad
             raise RuntimeError("no lattice")
         return refine(photo, *args)
 
-    refine = masks_stage.refine
-    monkeypatch.setattr(masks_stage, "refine", fail_twice)
+    refine = crf.refine
+    monkeypatch.setattr(crf, "refine", fail_twice)
     threshold = median_score(made)
     config = settings(seeds__threshold=threshold)
     work = Workspace(made.work.home, made.work.photos_root, made.work.runtime, Listener())

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
-import numpy as np
-from jaxtyping import Float, Float32, Integer, UInt8
+from collections.abc import Sequence
+from typing import Any
 
-from wsss_core.config import CrfConfig
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from wsss_core.config import Config, CrfConfig
+from wsss_core.expansion.method import Expanded, Seeded, add_background
+
+FAILURES = (RuntimeError, ValueError, MemoryError)
+"""What pydensecrf raises on a photo that it cannot do."""
+
+
+def choose_settings(config: Config) -> dict[str, Any]:
+    """The seeds' threshold, the unary and the kernels."""
+    expansion = config.expansion
+    return {
+        "threshold": config.seeds.threshold,
+        "unary": expansion.unary,
+        "confidence": expansion.hard_confidence,
+        "crf": expansion.crf,
+    }
+
+
+def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]:
+    """The CRF's marginals; a photo that it fails on keeps its seeds."""
+    return [_expand_photo(photo, settings) for photo in seeded]
+
+
+def _expand_photo(seeded: Seeded, settings: dict[str, Any]) -> Expanded:
+    threshold = settings["threshold"]
+    try:
+        unary = (
+            soft_unary(seeded.scores, threshold=threshold)
+            if settings["unary"] == "soft"
+            else hard_unary(seeded.scores, threshold=threshold, confidence=settings["confidence"])
+        )
+        return Expanded(refine(seeded.photo, unary, settings["crf"]))
+    except FAILURES:
+        return Expanded(add_background(seeded.scores, threshold=threshold), failed=True)
 
 
 def soft_unary(
@@ -17,8 +53,7 @@ def soft_unary(
         scores: Normalised CAMs of the present classes, in [0, 1].
         threshold: Score of the background, in (0, 1).
     """
-    background = np.full((1, *scores.shape[1:]), threshold, np.float32)
-    stacked = np.concatenate([background, np.asarray(scores, np.float32)]) + 1e-3
+    stacked = add_background(scores, threshold=threshold) + 1e-3
     probabilities: Float32[np.ndarray, "k+1 h w"] = stacked / stacked.sum(axis=0)
     return probabilities
 
@@ -28,8 +63,7 @@ def hard_unary(
 ) -> Float32[np.ndarray, "k+1 h w"]:
     """The winner's probability is `confidence`; the others share the rest (irn misc/imutils.py)."""
     num_labels = scores.shape[0] + 1
-    background = np.full((1, *scores.shape[1:]), threshold, np.float32)
-    winner = np.concatenate([background, np.asarray(scores, np.float32)]).argmax(axis=0)
+    winner = add_background(scores, threshold=threshold).argmax(axis=0)
     rest = (1.0 - confidence) / max(1, num_labels - 1)
     labels = np.arange(num_labels)[:, None, None]
     return np.where(winner[None] == labels, confidence, rest).astype(np.float32)
@@ -64,11 +98,3 @@ def refine(
         crf.inference(config.iterations), np.float32
     ).reshape(labels, height, width)
     return marginals
-
-
-def labels_of(
-    marginals: Float[np.ndarray, "l h w"], classes: Integer[np.ndarray, " k"]
-) -> UInt8[np.ndarray, "h w"]:
-    """Mask labels of the most probable CRF label: 0 background, class + 1 elsewhere."""
-    names = np.concatenate([[0], np.asarray(classes) + 1]).astype(np.uint8)
-    return names[marginals.argmax(axis=0)]

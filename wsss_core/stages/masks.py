@@ -3,47 +3,65 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from wsss_core.config import Config, ExpansionConfig
-from wsss_core.data.images import photo_size, read_mask, read_photo, write_mask
+from wsss_core.config import Config
+from wsss_core.data.images import photo_size, read_mask, write_mask
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError, InputError
-from wsss_core.expansion.crf import hard_unary, labels_of, refine, soft_unary
+from wsss_core.expansion import crf, irn, none
+from wsss_core.expansion.method import Method, Seeded, labels_of
+from wsss_core.models.boundary import BoundaryNet
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
-from wsss_core.seeds.cam import label_map, read_cam, upsample_cam
-from wsss_core.stages.shards import split_shards
+from wsss_core.seeds.cam import read_cam, upsample_cam
+from wsss_core.stages.boundary import boundary_maps, load_boundary_net
+from wsss_core.stages.resume import write_shards
+from wsss_core.stages.shards import read_batches
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Content, Measured
-from wsss_core.workers import map_shards
+
+METHODS: dict[str, Method] = {"none": none, "crf": crf, "irn": irn}
+"""The modules that expand seeds, by `expansion.method`."""
+
+BATCH_PHOTOS = 4
 
 
-def _write(out: Path, job: Job, *, data: Manifest, cams: Manifest | None) -> Measured:
-    settings: ExpansionConfig = job.settings["expansion"]
+def _write(
+    out: Path,
+    job: Job,
+    *,
+    data: Manifest,
+    cams: Manifest | None,
+    boundary: Manifest | None = None,
+) -> Measured:
     dataset = job.work.dataset(data)
     photos = dataset.splits["train"]
-    content: Content | None = job.settings["folder"]
-    if content is not None:
+    method: str = job.settings["method"]
+    if method == "folder":
+        content: Content = job.settings["folder"]
         return _adopt(out, job, photos, content.folder, num_labels=len(dataset.classes) + 1)
     if cams is None:
         raise InputError("there are no CAMs to expand; make them, or set expansion.folder")
-    shard = functools.partial(
-        _write_shard,
-        cams=job.work.folder(cams),
-        out=out,
-        settings=settings,
-        threshold=job.settings["threshold"],
-    )
+    device = "cpu" if boundary is None else str(job.work.device())
     failed = sum(
-        map_shards(
-            shard,
-            split_shards(photos),
-            workers=job.work.runtime.workers,
-            recorder=job.work.recorder,
+        write_shards(
+            functools.partial(
+                _write_shard,
+                cams=job.work.folder(cams),
+                boundary=None if boundary is None else job.work.folder(boundary),
+                device=device,
+                method=method,
+                settings=job.settings,
+            ),
+            photos,
+            out=out,
+            job=job,
+            workers=job.work.runtime.workers if device == "cpu" else 1,
             what="masks",
         )
     )
@@ -55,40 +73,36 @@ def _write(out: Path, job: Job, *, data: Manifest, cams: Manifest | None) -> Mea
 def _write_shard(
     photos: Sequence[TaggedPhoto],
     *,
-    cams: Path,
     out: Path,
-    settings: ExpansionConfig,
-    threshold: float,
+    cams: Path,
+    boundary: Path | None,
+    device: str,
+    method: str,
+    settings: dict[str, Any],
 ) -> int:
-    """Expand the seeds of a shard; returns on how many photos the CRF failed."""
+    """Expand the seeds of a shard; returns on how many photos the method failed."""
+    net = None if boundary is None else _load(boundary, device)
     failed = 0
-    for photo in photos:
-        cam = read_cam(cams / f"{photo.id}.npz")
-        scores = upsample_cam(cam.cam, cam.size)
-        mask = label_map(scores, cam.classes, threshold=threshold)
-        if settings.method == "crf":
-            pixels = read_photo(photo.path)
-            try:
-                mask = _refine(pixels, scores, cam.classes, settings, threshold)
-            except (RuntimeError, ValueError, MemoryError):
-                failed += 1
-        write_mask(out / f"{photo.id}.png", mask)
+    for positions, pixels in read_batches(photos, batch_size=BATCH_PHOTOS):
+        boundaries: Iterable[Tensor | None] = (
+            [None] * len(pixels) if net is None else boundary_maps(net, pixels)
+        )
+        seeded = []
+        for position, photo, edges in zip(positions, pixels, boundaries, strict=True):
+            cam = read_cam(cams / f"{photos[position].id}.npz")
+            scores = upsample_cam(cam.cam, cam.size)
+            seeded.append(Seeded(photo, cam.classes, cam.cam, scores, edges))
+        expanded = METHODS[method].expand(seeded, settings)
+        for position, before, after in zip(positions, seeded, expanded, strict=True):
+            mask = labels_of(after.scores, before.classes)
+            write_mask(out / f"{photos[position].id}.png", mask)
+            failed += after.failed
     return failed
 
 
-def _refine(
-    pixels: np.ndarray,
-    scores: np.ndarray,
-    classes: np.ndarray,
-    settings: ExpansionConfig,
-    threshold: float,
-) -> np.ndarray:
-    unary = (
-        soft_unary(scores, threshold=threshold)
-        if settings.unary == "soft"
-        else hard_unary(scores, threshold=threshold, confidence=settings.hard_confidence)
-    )
-    return labels_of(refine(pixels, unary, settings.crf), classes)
+@functools.lru_cache(maxsize=1)
+def _load(folder: Path, device: str) -> BoundaryNet:
+    return load_boundary_net(folder).to(device).to(memory_format=torch.channels_last)
 
 
 def _adopt(
@@ -125,11 +139,9 @@ def _write_truth(out: Path, job: Job, *, data: Manifest, truth: Manifest) -> Mea
 
 def _settings(config: Config) -> dict[str, Any]:
     expansion = config.expansion
-    return {
-        "expansion": expansion.model_copy(update={"folder": None}),
-        "threshold": config.seeds.threshold,
-        "folder": None if expansion.folder is None else Content(expansion.folder),
-    }
+    if expansion.folder is not None:
+        return {"method": expansion.method, "folder": Content(expansion.folder)}
+    return {"method": expansion.method, **METHODS[expansion.method].choose_settings(config)}
 
 
 expand_masks = Stage("masks", _write, _settings)

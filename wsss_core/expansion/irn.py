@@ -1,0 +1,75 @@
+"""IRNet's expansion without its instance step: the seeds walk, boundaries hold them back.
+
+Source: irn step/make_sem_seg_labels.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32
+from torch import Tensor
+
+from wsss_core.config import Config
+from wsss_core.errors import InputError
+from wsss_core.expansion.method import Expanded, Seeded, add_background
+from wsss_core.expansion.random_walk import propagate
+
+
+def choose_settings(config: Config) -> dict[str, Any]:
+    """The walk and the background's score; the boundary network is an input."""
+    irn = config.expansion.irn
+    return {
+        "radius": irn.radius,
+        "beta": irn.beta,
+        "log2_steps": irn.log2_steps,
+        "threshold": irn.threshold,
+    }
+
+
+def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]:
+    """The seeds after the walk, divided by their largest value over classes and pixels.
+
+    One maximum for all classes, as irn has it: a class that is weak beside another stays weak.
+
+    Raises:
+        InputError: If there are no boundaries.
+    """
+    seeds, boundary = _stack(seeded)
+    walked = propagate(
+        seeds,
+        boundary,
+        radius=settings["radius"],
+        beta=settings["beta"],
+        log2_steps=settings["log2_steps"],
+    )
+    full = F.interpolate(walked, scale_factor=4, mode="bilinear", align_corners=False)
+    height, width = seeded[0].photo.shape[:2]
+    scores = full[:, :, :height, :width]
+    scores = scores / scores.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return [
+        Expanded(
+            add_background(
+                planes[: len(photo.classes)].cpu().numpy(), threshold=settings["threshold"]
+            )
+        )
+        for photo, planes in zip(seeded, scores, strict=True)
+    ]
+
+
+def _stack(
+    seeded: Sequence[Seeded],
+) -> tuple[Float32[Tensor, "b k h w"], Float32[Tensor, "b h w"]]:
+    """Seeds and boundaries of a batch; a photo with fewer classes than another has empty ones."""
+    boundaries = [photo.boundary for photo in seeded if photo.boundary is not None]
+    if len(boundaries) < len(seeded):
+        raise InputError("method irn walks between boundaries; train a boundary network first")
+    boundary = torch.stack(boundaries)
+    num_classes = max(1, *(len(photo.classes) for photo in seeded))
+    seeds = boundary.new_zeros(len(seeded), num_classes, *boundary.shape[1:])
+    for planes, photo in zip(seeds, seeded, strict=True):
+        planes[: len(photo.classes)] = torch.from_numpy(photo.cam)
+    return seeds, boundary

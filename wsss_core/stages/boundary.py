@@ -1,0 +1,144 @@
+"""Stage `boundary`: the boundary network trained on the confident labels (IRNet)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wsss_core.config import BoundaryConfig
+from wsss_core.data.images import read_mask, read_photo
+from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop, normalise
+from wsss_core.expansion.affinity import affinity_loss
+from wsss_core.models.backbones import build_backbone, set_training_mode
+from wsss_core.models.boundary import STRIDE_PX, BoundaryNet, initialise_branches
+from wsss_core.records import Manifest, TaggedPhoto
+from wsss_core.seeding import derive_seed, torch_generator
+from wsss_core.stages.stage import Job, Stage
+from wsss_core.store import Measured
+from wsss_core.training.loop import Batch, Machine, Trainable, train
+
+WEIGHTS, DESCRIPTION = "boundary.safetensors", "boundary.json"
+OUTPUT_STRIDE = 16  # irn: layer4 keeps the stride of layer3
+
+
+def build_boundary_net(settings: BoundaryConfig, *, pretrained: bool, seed: int = 0) -> BoundaryNet:
+    """An untrained boundary network."""
+    backbone = build_backbone(
+        settings.backbone,
+        pretrained=pretrained,
+        output_stride=OUTPUT_STRIDE,
+        seed=derive_seed(seed, "trunk"),
+    )
+    net = BoundaryNet(backbone)
+    initialise_branches(net, torch_generator(seed, "branches"))
+    return net
+
+
+def load_boundary_net(folder: Path) -> BoundaryNet:
+    """The trained boundary network of an artifact, in evaluation mode on CPU."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    settings = BoundaryConfig.model_validate(description["boundary"])
+    net = build_boundary_net(settings, pretrained=False)
+    net.load_state_dict(load_file(folder / WEIGHTS))
+    return net.eval()
+
+
+@torch.inference_mode()
+def boundary_maps(
+    net: BoundaryNet, photos: UInt8[np.ndarray, "b h w 3"]
+) -> Float32[Tensor, "b h4 w4"]:
+    """Boundary probabilities of equally sized photos at stride 4, on the network's device.
+
+    The sigmoid of the mean logit of photo and mirrored photo (irn make_sem_seg_labels.py). Photos
+    are padded with their mean colour, to whole cells before they are mirrored, so that both views
+    have the same cells, and then to what the trunk divides; nothing is cut off or resized.
+
+    Args:
+        net: In evaluation mode.
+        photos: RGB, 0..255, of any size.
+    """
+    device = next(net.parameters()).device
+    views = _pad_to(normalise(torch.from_numpy(photos).permute(0, 3, 1, 2)), STRIDE_PX)
+    height, width = views.shape[-2] // STRIDE_PX, views.shape[-1] // STRIDE_PX
+    views = _pad_to(torch.cat([views, views.flip(-1)]), OUTPUT_STRIDE)
+    logits = net(views.to(device, memory_format=torch.channels_last)).float()
+    plain, mirrored = logits[:, :height, :width].chunk(2)
+    return ((plain + mirrored.flip(-1)) / 2).sigmoid()
+
+
+def _pad_to(views: Tensor, multiple: int) -> Tensor:
+    height, width = views.shape[-2:]
+    return F.pad(views, (0, -width % multiple, 0, -height % multiple))
+
+
+def _write(out: Path, job: Job, *, data: Manifest, labels: Manifest) -> Measured:
+    settings: BoundaryConfig = job.settings
+    net = build_boundary_net(settings, pretrained=settings.pretrained, seed=job.seed)
+    history = train(
+        Trainable(
+            "expansion.irn.boundary",  # where its settings are, for messages
+            net,
+            net.new_parameters(),
+            functools.partial(_loss, radius=settings.radius),
+            functools.partial(set_training_mode, batch_norm_frozen=True),
+        ),
+        items=job.work.dataset(data).splits["train"],
+        view=functools.partial(
+            _view, labels=job.work.folder(labels), settings=settings, seed=job.seed
+        ),
+        config=settings.training,
+        seed=job.seed,
+        machine=Machine(
+            device=job.work.device(),
+            amp=job.amp,
+            threads=job.work.runtime.threads,
+            scratch=job.scratch,
+            recorder=job.work.recorder,
+        ),
+    )
+    save_file({name: t.contiguous() for name, t in net.state_dict().items()}, out / WEIGHTS)
+    description = {"boundary": settings.model_dump(mode="json")}
+    (out / DESCRIPTION).write_text(json.dumps(description, sort_keys=True))
+    return Measured(
+        {"boundary/loss": history[-1]["loss"], "boundary/skipped": history[-1]["skipped"]},
+        history,
+    )
+
+
+def _view(
+    photo: TaggedPhoto, epoch: int, *, labels: Path, settings: BoundaryConfig, seed: int
+) -> Batch:
+    pixels = read_photo(photo.path)
+    crop = draw_crop(
+        pixels.shape[:2],
+        long_side_px=settings.training.long_side_px,
+        crop_px=settings.training.crop_px,
+        seed=seed,
+        epoch=epoch,
+        photo_id=photo.id,
+    )
+    full = crop_labels(read_mask(labels / f"{photo.id}.png"), crop)
+    return {"photo": crop_photo(pixels, crop), "labels": shrink_labels(full)}
+
+
+def shrink_labels(labels: Tensor) -> Tensor:
+    """Labels (H,W) at the cells (ceil(H/4), ceil(W/4)) of the boundary map, nearest, uint8."""
+    size = [-(-side // STRIDE_PX) for side in labels.shape]
+    return F.interpolate(labels.to(torch.uint8)[None, None], size, mode="nearest-exact")[0, 0]
+
+
+def _loss(model: nn.Module, batch: Batch, *, radius: int) -> Tensor | None:
+    return affinity_loss(model(batch["photo"]).float().sigmoid(), batch["labels"], radius=radius)
+
+
+train_boundary = Stage(
+    "boundary", _write, lambda config: config.expansion.irn.boundary, seeded=True
+)
