@@ -105,14 +105,20 @@ class Computing:
         self._round, self._num_cached = number, 0
         self._run.start_round(number)
 
-    def __call__(self, task: Task[..., Manifest], **inputs: Manifest | str | None) -> Manifest:
+    def __call__(
+        self,
+        task: Task[..., Manifest],
+        *,
+        config: Config | None = None,
+        **inputs: Manifest | str | None,
+    ) -> Manifest:
         """The artifact of a stage, computed or found."""
         if self._enough and task.name in runs.MAIN_STAGES and task.name != self._until:
             raise _UntilReachedError
         label = label_call(task.name, inputs)
         named = task.with_options(task_run_name=f"{label} {self._round}")
         began_ms = time.time_ns() // 1_000_000
-        made = named(self._config, self._work, data=self._data, **inputs)
+        made = named(config or self._config, self._work, data=self._data, **inputs)
         self._keep(label, made, computed=made.finished_ms >= began_ms)
         self._enough = self._enough or task.name == self._until
         return made

@@ -62,16 +62,22 @@ class Planner:
         """Enter a round."""
         self._round = number
 
-    def __call__(self, task: Task[..., Manifest], **inputs: Manifest | str | None) -> Manifest:
+    def __call__(
+        self,
+        task: Task[..., Manifest],
+        *,
+        config: Config | None = None,
+        **inputs: Manifest | str | None,
+    ) -> Manifest:
         """The artifact if it is there, else a stand-in that makes a miss of all that follow."""
         stage = stage_of(task)
         every: Inputs = {"data": self._data, **inputs}
-        found, reason = self._look(stage, every)
+        found, reason = self._look(stage, config or self._config, every)
         label = label_call(stage.name, every)
         self.rows.append(Planned(self._round, label, found is not None, reason))
         return found or _missing(label)
 
-    def _look(self, stage: Stage, inputs: Inputs) -> tuple[Manifest | None, str]:
+    def _look(self, stage: Stage, config: Config, inputs: Inputs) -> tuple[Manifest | None, str]:
         awaited = [
             value.stage
             for value in inputs.values()
@@ -80,13 +86,13 @@ class Planner:
         if awaited:
             return None, f"follows {', '.join(dict.fromkeys(awaited))}"
         if self.verify:
-            found, problem = stage.find(self._config, self._work, **inputs)
+            found, problem = stage.find(config, self._work, **inputs)
         else:
-            key = stage.key(self._config, **inputs)
+            key = stage.key(config, **inputs)
             found, problem = self._work.store.peek(stage.name, key), None
         if found is not None:
             return found, ""
-        asked = stage.question(self._config, **inputs)
+        asked = stage.question(config, **inputs)
         return None, problem or explain_miss(asked, self._work.store.questions(stage.name))
 
 

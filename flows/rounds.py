@@ -15,6 +15,7 @@ from prefect import Task
 from tasks import stages
 from wsss_core.config import Config
 from wsss_core.records import Manifest
+from wsss_core.stages.calibrate import adopt_seeds, adopt_walk, is_open
 
 
 class Step(Protocol):
@@ -23,8 +24,20 @@ class Step(Protocol):
     def begin_round(self, number: int) -> None:
         """Enter a round; what follows belongs to it."""
 
-    def __call__(self, task: Task[..., Manifest], **inputs: Manifest | str | None) -> Manifest:
-        """The artifact of a stage; the data manifest is added to its inputs."""
+    def __call__(
+        self,
+        task: Task[..., Manifest],
+        *,
+        config: Config | None = None,
+        **inputs: Manifest | str | None,
+    ) -> Manifest:
+        """The artifact of a stage; the data manifest is added to its inputs.
+
+        Args:
+            task: The stage's.
+            config: In the place of the run's settings, with what was calibrated filled in.
+            inputs: What the stage works on.
+        """
 
 
 @dataclass
@@ -89,8 +102,8 @@ def run_round(
     made.segmenter = step(stages.train_segmenter, masks=masks)
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)
-    panels = {"truth": truth, "cams": cams, "masks": masks, "predictions": made.predictions}
-    step(stages.draw_panels, **panels)
+    seen = made.predictions
+    step(stages.draw_panels, truth=truth, cams=cams, masks=masks, predictions=seen)
     if made.classifier is not None and former.confounders is not None:
         step(stages.draw_context, classifier=made.classifier, x_m=former.predictions)
     score_segmenter(config, truth, step, made)
@@ -113,24 +126,37 @@ def make_masks(
 ) -> tuple[Manifest | None, Manifest | None, Manifest]:
     """From tags to pseudo-masks: the classifier, its CAMs, the masks grown from them."""
     classifier = cams = boundary = None
-    context = {"confounders": former.confounders, "x_m": former.predictions}
-    if former.confounders is None:
-        context["x_m"] = None
+    confounders = former.confounders
+    x_m = None if confounders is None else former.predictions
     starts = {"imagenet": None, "previous": former.classifier, "segmenter": former.segmenter}
     if config.expansion.method != "folder":
         if config.seeds.method != "folder":
             start = starts[config.classifier.init]
-            classifier = step(stages.train_classifier, **context, start=start)
-            x_m = former.val_predictions
+            classifier = step(
+                stages.train_classifier, confounders=confounders, x_m=x_m, start=start
+            )
+            val_x_m = former.val_predictions
             for split in config.data.val[:1]:
-                step(stages.score_classifier, classifier=classifier, x_m=x_m, split=split)
-        cams = step(stages.make_cams, classifier=classifier, x_m=context["x_m"])
+                step(stages.score_classifier, classifier=classifier, x_m=val_x_m, split=split)
+        cams = step(stages.make_cams, classifier=classifier, x_m=x_m)
+        if config.seeds.threshold == "auto":
+            chosen = step(stages.calibrate_seeds, classifier=classifier, cams=cams, x_m=x_m)
+            config = adopt_seeds(config, chosen)
         if truth is not None:
-            step(stages.score_cams, truth=truth, cams=cams)
-    if config.expansion.method == "irn":
-        labels = step(stages.label_boundaries, cams=cams)
-        boundary = step(stages.train_boundary, labels=labels)
-    masks = step(stages.expand_masks, cams=cams, boundary=boundary)
+            step(stages.score_cams, config=config, truth=truth, cams=cams)
+        if config.expansion.method == "irn":
+            labels = step(stages.label_boundaries, config=config, cams=cams)
+            boundary = step(stages.train_boundary, labels=labels)
+            if is_open(config.expansion.irn):
+                chosen = step(
+                    stages.calibrate_walk,
+                    classifier=classifier,
+                    cams=cams,
+                    x_m=x_m,
+                    boundary=boundary,
+                )
+                config = adopt_walk(config, chosen)
+    masks = step(stages.expand_masks, config=config, cams=cams, boundary=boundary)
     if truth is not None:
         step(stages.score_masks, truth=truth, masks=masks)
     return classifier, cams, masks

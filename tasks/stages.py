@@ -13,6 +13,8 @@ from wsss_core.config import Config
 from wsss_core.records import Manifest
 from wsss_core.stages.boundary import train_boundary as _train_boundary
 from wsss_core.stages.boundary_labels import label_boundaries as _label_boundaries
+from wsss_core.stages.calibrate import calibrate_seeds as _calibrate_seeds
+from wsss_core.stages.calibrate import calibrate_walk as _calibrate_walk
 from wsss_core.stages.cams import make_cams as _make_cams
 from wsss_core.stages.classifier import train_classifier as _train_classifier
 from wsss_core.stages.confounders import update_confounders as _update_confounders
@@ -93,6 +95,37 @@ def train_boundary(
 ) -> Manifest:
     """The boundary network of this round."""
     return _train_boundary(config, work, data=data, labels=labels)
+
+
+@stage_task(_calibrate_seeds)
+def calibrate_seeds(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    classifier: Manifest,
+    cams: Manifest,
+    x_m: Manifest | None,
+) -> Manifest:
+    """The background's score of the seeds, chosen without truth."""
+    return _calibrate_seeds(config, work, data=data, classifier=classifier, cams=cams, x_m=x_m)
+
+
+@stage_task(_calibrate_walk)
+def calibrate_walk(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    classifier: Manifest,
+    cams: Manifest,
+    x_m: Manifest | None,
+    boundary: Manifest,
+) -> Manifest:
+    """Reach and background of the random walk, chosen without truth."""
+    return _calibrate_walk(
+        config, work, data=data, classifier=classifier, cams=cams, x_m=x_m, boundary=boundary
+    )
 
 
 @stage_task(_expand_masks)

@@ -190,6 +190,11 @@ class CausalConfig(_Settings):
     x_m: Literal["self"] = Field("self", description="Which segmenter predicts a photo's X_m.")
 
 
+Auto = Literal["auto"]
+"""Chosen from tags and photos, without any truth, by stages `calibrate_seeds`, `calibrate_walk`."""
+_Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 class SeedsConfig(_Settings):
     """Class activation maps."""
 
@@ -200,14 +205,18 @@ class SeedsConfig(_Settings):
     scales: Scales = Field(
         (1.0, 0.5, 1.5, 2.0), description="Photo sizes, each with its flip (irn)."
     )
-    threshold: float = Field(
-        0.15, gt=0, lt=1, description="Score of the background, constant (irn eval: 0.15)."
+    threshold: _Share | Auto = Field(
+        0.15,
+        description="Score of the background, constant (irn eval: 0.15); or `auto`: what the "
+        "classifier needs of its photos.",
     )
 
     @model_validator(mode="after")
     def _folder_given(self) -> SeedsConfig:
         if (self.method == "folder") != (self.folder is not None):
             raise ValueError("folder is needed by, and only by, method 'folder'")
+        if self.method == "folder" and self.threshold == "auto":
+            raise ValueError("threshold 'auto' asks the classifier; CAMs of a folder need a number")
         return self
 
 
@@ -253,29 +262,34 @@ class BoundaryConfig(_Settings):
 class IrnConfig(_Settings):
     """IRNet (Ahn et al. 2019) without its instance step: a walk of the seeds between boundaries."""
 
-    foreground: float = Field(
-        0.30, gt=0, lt=1, description="Confident labels: what scores above may be a class (irn)."
+    foreground: _Share | Auto = Field(
+        0.30,
+        description="Confident labels: what scores above may be a class (irn); `auto`: "
+        "seeds.threshold + 0.1.",
     )
-    background: float = Field(
-        0.05, gt=0, lt=1, description="Confident labels: what scores below may be none (irn)."
+    background: _Share | Auto = Field(
+        0.05,
+        description="Confident labels: what scores below may be none (irn); `auto`: "
+        "seeds.threshold - 0.1.",
     )
     boundary: BoundaryConfig = BoundaryConfig()
     radius: int = Field(
         5, ge=2, le=32, description="A step of the walk is shorter, in cells of 4 px (irn: 5)."
     )
-    beta: float = Field(
-        10.0, gt=0, le=100, description="Power of the affinity: the greater, the shorter the walk."
+    beta: Annotated[float, Field(gt=0, le=100)] | Auto = Field(
+        10.0, description="Power of the affinity: the greater, the shorter the walk; or `auto`."
     )
-    log2_steps: int = Field(
-        8, ge=0, le=12, description="The walk has 2 to this many steps (irn's exp_times: 8)."
+    log2_steps: Annotated[int, Field(ge=0, le=12)] | Auto = Field(
+        8, description="The walk has 2 to this many steps (irn's exp_times: 8); or `auto`."
     )
-    threshold: float = Field(
-        0.25, gt=0, lt=1, description="Score of the background after the walk (irn: 0.25)."
+    threshold: _Share | Auto = Field(
+        0.25, description="Score of the background after the walk (irn: 0.25); or `auto`."
     )
 
     @model_validator(mode="after")
     def _background_is_below(self) -> IrnConfig:
-        if self.background > self.foreground:
+        numbers = [v for v in (self.background, self.foreground) if v != "auto"]
+        if numbers != sorted(numbers):
             raise ValueError(
                 f"background {self.background} must not exceed foreground {self.foreground}"
             )
@@ -406,6 +420,15 @@ class Config(_Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _walk_has_a_judge(self) -> Config:
+        irn = self.expansion.irn
+        if self.seeds.method == "folder" and "auto" in (irn.beta, irn.log2_steps, irn.threshold):
+            raise ValueError(
+                "expansion.irn: 'auto' asks the classifier; with CAMs of a folder give numbers"
+            )
+        return self
 
     def digest(self) -> str:
         """Eight hex digits of all that changes a round's result.

@@ -32,6 +32,7 @@ Shard = TypeVar("Shard")
 Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _MOST = -1, -4, 2**31 - 1  # glibc's malloc.h
 _GRACE_S = 10.0
 _PRELOADED = ("torch", "torchvision", "timm")
 
@@ -102,6 +103,18 @@ def die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent.join,), daemon=True).start()
+
+
+def keep_memory() -> None:
+    """Have glibc keep the memory of this process's big arrays for the next ones.
+
+    It hands each of them back by itself, and the kernel fills the next with zeros, page by page:
+    two fifths of a CAM's time. Where the C library is another one, nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, _MOST)
 
 
 def _ask_kernel() -> None:
@@ -176,6 +189,7 @@ def _pool(workers: int, module: str) -> ProcessPoolExecutor:
 
 def _start_worker() -> None:
     die_with_parent()
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     import torch
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from pathlib import Path
+
+import numpy as np
 
 
 def describe(shard: int) -> tuple[int, int, int]:
@@ -25,3 +28,11 @@ def sleep_long(shard: int, folder: Path) -> int:
     (folder / f"{os.getpid()}.pid").touch()
     time.sleep(60)
     return shard
+
+
+def count_faults(_shard):
+    """Page faults of taking and giving back 64 MB ten times."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        np.ones(8_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

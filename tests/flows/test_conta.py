@@ -92,7 +92,7 @@ def test_conta_flow__again_is_cached_and_mlflow_holds_each_point_once(home, toys
     assert [(point.step, point.value) for point in losses] == [(0, 1.0), (1, 0.5)]
     images = [file.path for file in client.list_artifacts(parent, "images")]
     assert sum("panel+step+0" in path and path.endswith(".png") for path in images) == 1
-    assert sum("c+step+1" in path and path.endswith(".png") for path in images) == 1
+    assert sum("context+step+1" in path and path.endswith(".png") for path in images) == 1
     assert parents[0].data.tags["prefect.url"].endswith(second.prefect_run)
     assert parents[0].inputs.dataset_inputs[0].dataset.digest == first.data
     assert parents[0].data.params["segmenter.backbone"] == "lite0"
@@ -139,6 +139,22 @@ def test_conta_flow__without_context_later_rounds_are_free(toys, conta):
         run.rounds[0].manifests["masks"].key
     ] * 3
     assert run.rounds[2].seconds == 0
+
+
+def test_conta_flow__auto_is_the_number_it_stands_for(home, toys, conta, monkeypatch):
+    tree = {"rounds": 0, "seeds": {"threshold": "auto"}}
+    monkeypatch.setattr(plan, "index_truth", stages._index_truth)
+    conta(rounds=0, until="cams")
+    planned = {row.stage: row for row in plan.plan_run(parse_config({"name": "toy"} | tree), home)}
+    assert planned["cams"].hit
+    assert "never made" in planned["calibrate_seeds"].reason
+    toys.take_calls()
+    run = conta(**tree)
+    assert toys.take_calls()[:3] == ["calibrate_seeds", "score_cams", "masks"]
+    threshold = run.rounds[0].metrics["calibrate_seeds/threshold"]
+    assert 0 < threshold < 1
+    conta(rounds=0, seeds={"threshold": threshold})
+    assert toys.take_calls() == []
 
 
 def test_conta_flow__irn_has_two_more_stages_before_the_masks(home, toys, conta, monkeypatch):

@@ -135,3 +135,13 @@ def test_start_process__hands_signals_on_and_kills_what_the_program_left():
 def test_start_process__missing_program_gives_a_code():
     process = workers.start_process(["no-such-program"], stderr=subprocess.DEVNULL)
     assert process.wait(20) != 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_map_shards__workers_keep_their_memory():
+    """64 MB are 16,000 pages: ten times that, had each array been fresh from the kernel."""
+    first, second = workers.map_shards(
+        shards.count_faults, [(1,), (2,)], workers=2, recorder=SilentRecorder(), what="faults"
+    )
+    assert first < 40_000
+    assert second < 40_000

@@ -55,8 +55,8 @@ def _writer(toys, stage):
         known = {n: getattr(value, "digest", value) for n, value in sorted(inputs.items())}
         text = json.dumps([stage, str(job.settings), known])
         (out / "what.txt").write_text(text)
-        if stage in ("draw_panels", "confounders"):
-            name = "panel.png" if stage == "draw_panels" else "c.png"
+        if stage in ("draw_panels", "draw_context"):
+            name = "panel.png" if stage == "draw_panels" else "context.png"
             Image.effect_noise((64, 48), 50).save(out / name)
         if stage == "scenes":
             _write_photos(out)
@@ -72,6 +72,7 @@ def _writer(toys, stage):
 _NETS = ("classifier", "boundary", "segmenter")
 _METRICS = {
     "score_classifier": ("classifier/map",),
+    "calibrate_seeds": ("calibrate_seeds/threshold",),
     "score_cams": ("cam/miou",),
     "score_masks": ("pseudo/miou",),
     "score_segmenter": ("seg_{split}/miou",),

@@ -16,13 +16,21 @@ from wsss_core.expansion.crf import hard_unary, refine
 from wsss_core.expansion.method import labels_of
 from wsss_core.records import IGNORE_INDEX
 
+AUTO_MARGIN = 0.1
+"""Between `seeds.threshold` and an `auto` threshold (ReCAM's author, its issue 15)."""
+
 
 def choose_settings(config: Config) -> dict[str, Any]:
     """Both thresholds, the confidence of the hard unary, the kernels."""
-    expansion = config.expansion
+    expansion, threshold = config.expansion, config.seeds.threshold
+    pair = {"foreground": expansion.irn.foreground, "background": expansion.irn.background}
+    if threshold != "auto":  # it is a number by the time that labels are made
+        around = {"foreground": threshold + AUTO_MARGIN, "background": threshold - AUTO_MARGIN}
+        for name, value in around.items():
+            if pair[name] == "auto":
+                pair[name] = round(min(max(value, 0.02), 0.98), 4)
     return {
-        "foreground": expansion.irn.foreground,
-        "background": expansion.irn.background,
+        **pair,
         "confidence": expansion.hard_confidence,
         "crf": expansion.crf,
     }

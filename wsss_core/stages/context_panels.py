@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from wsss_core.causal.confounders import ConfounderSet
+from wsss_core.causal.intervention import UniformIntervention
 from wsss_core.data.images import read_photo
 from wsss_core.evaluation.panels import PanelRow, draw_panel, draw_sheet, shade, spread_evenly
 from wsss_core.records import Manifest, TaggedPhoto
@@ -40,7 +41,7 @@ def _write(out: Path, job: Job, *, data: Manifest, classifier: Manifest, x_m: Ma
     if rows:
         title = "what the classifier was shown"
         draw_panel(rows, names=(), title=title).save(out / CONTEXT)
-    if (folder / CONFOUNDERS).is_file():
+    if isinstance(context, UniformIntervention):  # `seg_mask` has confounders and ignores them
         _draw_confounders(folder / CONFOUNDERS, classes=dataset.classes).save(out / SHEET)
     return Measured()
 

@@ -19,6 +19,7 @@ from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.records import Dataset, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed
 from wsss_core.store import Measured, Store, code_parts, code_stamp, plain, stage_key
+from wsss_core.workers import keep_memory
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Stage:
             return found
         if problem is not None:
             work.recorder.note(f"rebuilt {self.name}: {problem}")
+        keep_memory()
         job = Job(
             settings=self.settings(config),
             seed=self._seed(config),
