@@ -1,6 +1,7 @@
 """A whole round and the start of the next one, on eight photos, stage by stage."""
 
 import json
+import typing
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from tests.stages.world import Listener, make_home, settings
 from wsss_core.causal.confounders import ConfounderSet
 from wsss_core.causal.intervention import shuffle_cells
+from wsss_core.config import ExpansionConfig
 from wsss_core.data.images import read_mask, read_photo, write_mask
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.errors import DataError, InputError
@@ -27,7 +29,7 @@ from wsss_core.stages.cams import make_cams
 from wsss_core.stages.classifier import load_classifier, train_classifier
 from wsss_core.stages.confounders import update_confounders
 from wsss_core.stages.context_panels import MAP_PX, draw_context
-from wsss_core.stages.masks import expand_masks
+from wsss_core.stages.masks import METHODS, expand_masks
 from wsss_core.stages.predictions import (
     refine_prediction,
     segment_photo,
@@ -222,6 +224,11 @@ def test_masks__photo_the_crf_fails_on_falls_back_to_its_seed_and_is_counted(mad
     for photo in made.photos[:2]:
         mask = read_mask(made.file(masks, f"{photo.id}.png"))
         assert np.array_equal(mask, seed_labels(made, photo, threshold))
+
+
+def test_methods__are_those_that_the_settings_know():
+    named = typing.get_args(ExpansionConfig.model_fields["method"].annotation)
+    assert {*METHODS, "folder"} == {*named}
 
 
 def test_masks__unary_is_a_setting(made):
