@@ -284,6 +284,21 @@ def ui() -> None:
 
 
 @app.command()
+def env() -> None:
+    """Print what lets plain `prefect` and `mlflow` see your runs.
+
+    Use it as `eval "$(conta env)"`. What this shell has set already is kept, so take a fresh one
+    for another home.
+    """
+    from flows.environment import describe_environment, resolve_home, write_exports
+    from flows.servers import name_servers
+
+    home = resolve_home()
+    for line in write_exports({**describe_environment(home), **name_servers(home)}):
+        typer.echo(line)
+
+
+@app.command()
 def doctor() -> None:
     """Check this installation, line by line.
 

@@ -7,6 +7,8 @@ profile.
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -26,7 +28,6 @@ def describe_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the other one is pickle
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # `conta` speaks for itself
         "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -38,6 +39,20 @@ def describe_environment(home: Path) -> dict[str, str]:
 def set_defaults(home: Path) -> None:
     """Prepare this process and its children; has to come before Prefect or MLflow is imported."""
     home.mkdir(parents=True, exist_ok=True)
-    for name, value in describe_environment(home).items():
+    # `conta` speaks for itself
+    defaults = {**describe_environment(home), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ["CONTA_HOME"] = str(home)
+
+
+def write_exports(variables: Mapping[str, str]) -> list[str]:
+    """Lines of shell that set what this environment does not set already.
+
+    What a person has set wins everywhere, and may hold a password, so it is not repeated.
+    """
+    return [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in variables.items()
+        if name == "CONTA_HOME" or name not in os.environ
+    ]

@@ -97,10 +97,9 @@ def open_prefect(home: Path) -> Server:
     """
     from prefect.client.orchestration import get_client
     from prefect.context import refresh_global_settings_context
-    from prefect.settings import PREFECT_API_URL
 
-    given = PREFECT_API_URL.value()
-    if given:
+    given = _given_api()
+    if given is not None:
         with get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
         if problem is not None:
@@ -108,7 +107,7 @@ def open_prefect(home: Path) -> Server:
                 f"the Prefect server at {given} does not answer; start it, "
                 "or unset PREFECT_API_URL to let conta bring its own"
             )
-        return Server(str(given), "/health")
+        return Server(given, "/health")
     links = live_ui(home)
     if links is not None:
         server = Server(links["prefect"], "/api/health")
@@ -119,6 +118,31 @@ def open_prefect(home: Path) -> Server:
     os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     refresh_global_settings_context()
     return server
+
+
+def name_servers(home: Path) -> dict[str, str]:
+    """What `prefect` has to be told beside the environment of `home`, to find a server there.
+
+    The user's address is set already, and wins. Without one it is that of a live `conta ui`, or
+    leave to bring an ephemeral server: 11 seconds a command, but it reads the same database.
+    """
+    if _given_api() is not None:
+        return {}
+    links = live_ui(home)
+    if links is not None:
+        return {"PREFECT_API_URL": f"{links['prefect']}/api"}
+    return {
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": f"{READY_S:.0f}",
+    }
+
+
+def _given_api() -> str | None:
+    """The address of the user's Prefect server, from the environment or the active profile."""
+    from prefect.settings import PREFECT_API_URL
+
+    given = PREFECT_API_URL.value()
+    return str(given) if given else None
 
 
 def close_prefect(server: Server) -> None:

@@ -165,6 +165,20 @@ def test_data__scenes_and_check(conta, monkeypatch, tmp_path):
     assert "fault: " in broken.out
 
 
+def test_env__prints_exports_alone(conta, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "flows.servers.name_servers", lambda home: {"PREFECT_API_URL": f"at {home}"}
+    )
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    answer = conta("env")
+    assert answer.code == 0
+    lines = answer.out.splitlines()
+    assert lines[0] == f"export CONTA_HOME={tmp_path / 'home'}"
+    assert f"export PREFECT_API_URL='at {tmp_path / 'home'}'" in lines
+    assert all(line.startswith("export ") for line in lines)
+    assert not (tmp_path / "home").exists()
+
+
 def test_doctor__sound_and_broken(conta, monkeypatch, tmp_path):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")

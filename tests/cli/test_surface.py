@@ -33,6 +33,7 @@ SURFACE = {
         "seed": "--seed",
     },
     "ui": {},
+    "env": {},
     "doctor": {},
 }
 

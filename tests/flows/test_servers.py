@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -116,6 +117,38 @@ def test_set_defaults__the_user_wins(tmp_path):
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.lab:5000"
     assert os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] == "json"
     assert "PREFECT_HOME" not in environment.describe_environment(tmp_path)
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_name_servers__the_users_or_that_of_a_live_ui_or_an_ephemeral_one(tmp_path, somebody):
+    from prefect.context import refresh_global_settings_context
+
+    os.environ.pop("PREFECT_API_URL", None)
+    refresh_global_settings_context()
+    assert servers.name_servers(tmp_path)["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "true"
+    links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
+    (tmp_path / "ui.json").write_text(json.dumps(links))
+    assert servers.name_servers(tmp_path) == {"PREFECT_API_URL": f"{somebody}/api"}
+    os.environ["PREFECT_API_URL"] = "http://prefect.lab/api"
+    refresh_global_settings_context()
+    assert servers.name_servers(tmp_path) == {}
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_write_exports__a_shell_takes_them_and_keeps_what_it_has(tmp_path):
+    home = tmp_path / "it's a $HOME"
+    variables = environment.describe_environment(home)
+    for name in variables:
+        os.environ.pop(name, None)
+    os.environ["CONTA_HOME"] = "relative"
+    os.environ["MLFLOW_TRACKING_URI"] = "http://user:secret@mlflow.lab"
+    lines = environment.write_exports(variables)
+    assert not any("secret" in line for line in lines)
+    script = 'eval "$1"; printf "%s|%s|%s" "$CONTA_HOME" "$MLFLOW_TRACKING_URI" "$DO_NOT_TRACK"'
+    shell = subprocess.run(
+        ["sh", "-euc", script, "sh", "\n".join(lines)], check=True, capture_output=True, text=True
+    )
+    assert shell.stdout == f"{home}|http://user:secret@mlflow.lab|true"
 
 
 def test_resolve_home__absolute(monkeypatch, tmp_path):
