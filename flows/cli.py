@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from flows.runs import Run
     from wsss_core.evaluation.report import Report
 
 app = typer.Typer(
@@ -64,22 +65,25 @@ def run(
 
     Prints one table: rounds down, scores across. What is already computed is taken from the store.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from wsss_core.config import load_recipe
 
     sugar = {"data.root": data and str(data), "rounds": rounds, "seed": seed, "data.limit": limit}
     given = [f"{name}={json.dumps(value)}" for name, value in sugar.items() if value is not None]
     config = load_recipe(recipe, [*given, *(settings or [])])
-    home = resolve_home()
+    home = open_home()
     from flows.launch import execute, plan
 
     if dry_run:
         for row in plan(config, home=home):
             typer.echo(row)
         return
+    _say_done(execute(config, home=home, until=until), home)
+
+
+def _say_done(done: Run, home: Path) -> None:
     from flows.runs import round_table, run_folder
 
-    done = execute(config, home=home, until=until)
     typer.echo(round_table(done))
     typer.echo(
         f"\nrun {done.name}\n"
@@ -91,6 +95,36 @@ def run(
 
 
 @app.command()
+def resume(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Name of a run, its beginning, or `latest`."),
+    ] = None,
+) -> None:
+    """Finish a run that stopped, or list those that did.
+
+    The list says where each stopped, when and why. A run is finished by the settings and the data
+    folder of its latest start.
+    """
+    from flows.environment import open_home
+    from flows.runs import find_run
+
+    home = open_home()
+    if run is None:
+        from flows.unfinished import unfinished_table
+
+        typer.echo(unfinished_table(home))
+        return
+    found = find_run(home, run)
+    if found.status == "finished":
+        typer.echo(f"run {found.name} is finished; see it by: conta compare {found.name}")
+        return
+    from flows.launch import resume as finish
+
+    _say_done(finish(found, home=home), home)
+
+
+@app.command()
 def compare(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN ...]", help="Runs; all if none is named.")
@@ -98,10 +132,10 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print every metric as JSON.")] = False,
 ) -> None:
     """Compare the rounds of runs in one table."""
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from flows.runs import compare_rows, compare_table, find_run, list_runs
 
-    home = resolve_home()
+    home = open_home()
     chosen = [find_run(home, name) for name in runs] if runs else list_runs(home)
     if as_json:
         typer.echo(json.dumps(compare_rows(chosen), indent=1))
@@ -129,13 +163,13 @@ def predict(
     Each photo gets a PNG of its own size whose pixel value is the class (names: OUT/labels.txt). A
     photo that cannot be read costs one line; the others get their masks.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from flows.runs import find_round
     from wsss_core.config import parse_config
     from wsss_core.errors import ContaError
     from wsss_core.observe import ConsoleRecorder
 
-    home = resolve_home()
+    home = open_home()
     found, chosen = find_round(home, model)
     from wsss_core.stages.predict import predict_folder
     from wsss_core.stages.stage import Workspace
@@ -207,14 +241,14 @@ def export_masks(
     Palette PNGs in SegmentationClass, the list of photos in ImageSets/Segmentation/train.txt and
     the class names in labels.txt.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from flows.runs import find_round
     from wsss_core.errors import InputError
     from wsss_core.observe import ConsoleRecorder
     from wsss_core.stages.export import export_masks as export
     from wsss_core.stages.stage import Workspace
 
-    home = resolve_home()
+    home = open_home()
     found, chosen = find_round(home, model)
     masks = chosen.manifests.get("masks")
     if masks is None:
@@ -277,10 +311,10 @@ def ui() -> None:
 
     Serves Prefect's and MLflow's pages of this home until Ctrl-C.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from flows.servers import start_ui
 
-    start_ui(resolve_home(), say=typer.echo)
+    start_ui(open_home(), say=typer.echo)
 
 
 @app.command()

@@ -17,6 +17,19 @@ def resolve_home() -> Path:
     return Path(os.environ.get("CONTA_HOME") or ".conta").absolute()
 
 
+def open_home() -> Path:
+    """The home, if this version can read what is in it.
+
+    Raises:
+        StoreError: If another version wrote it in a layout that this one does not know.
+    """
+    from wsss_core.store import Store
+
+    home = resolve_home()
+    Store(home / "store").check_format()
+    return home
+
+
 def describe_environment(home: Path) -> dict[str, str]:
     """The variables under which plain `prefect` and `mlflow` commands see the runs of `home`."""
     return {

@@ -9,12 +9,9 @@ the place of the data folder are not in it: asking for one more round goes on wi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,8 +19,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flows import locks
 from wsss_core.config import Config
-from wsss_core.errors import BusyError, InputError
+from wsss_core.errors import InputError
 from wsss_core.records import Manifest
 from wsss_core.store import write_atomically
 
@@ -48,6 +46,7 @@ class Round(BaseModel):
         round: Its number; 0 is the round without a context map.
         manifests: By stage name, or `stage/split` for a stage that is called for several splits.
         seconds: Compute that this round added; what it shares with an earlier round counts there.
+        former: What the start before made and this one has not come to; kept from the store's gc.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +54,7 @@ class Round(BaseModel):
     round: int
     manifests: dict[str, Manifest] = {}
     seconds: float = 0.0
+    former: dict[str, Manifest] = {}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -63,6 +63,24 @@ class Round(BaseModel):
         for manifest in self.manifests.values():
             merged |= manifest.metrics
         return merged
+
+
+class UnderWay(BaseModel):
+    """The stage that a run is at, or stopped at.
+
+    Attributes:
+        round: Number of the round.
+        label: The stage, with its split if it has one.
+        stage: Name of the stage, and with `key` the artifact that it makes.
+        key: See `stage`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    round: int
+    label: str
+    stage: str
+    key: str
 
 
 class Run(BaseModel):
@@ -77,6 +95,7 @@ class Run(BaseModel):
         data_root: Folder of the user's photos; None for scenes.
         shared: Manifests that belong to no round, by stage: `scenes` or `dataset`, and `truth`.
         rounds: From 0 on.
+        under_way: Where it is or stopped; None before the first stage and once it is finished.
         started_ms: Wall clock of the latest start, ms since 1970.
         finished_ms: Wall clock of its end.
         prefect_run: Id of the latest flow run.
@@ -95,6 +114,7 @@ class Run(BaseModel):
     data_root: str | None = None
     shared: dict[str, Manifest] = {}
     rounds: list[Round] = []
+    under_way: UnderWay | None = None
     started_ms: int
     finished_ms: int | None = None
     prefect_run: str | None = None
@@ -104,7 +124,9 @@ class Run(BaseModel):
 
     def start_round(self, number: int) -> None:
         """A fresh record of a round in the place of a former one."""
-        self.rounds[number : number + 1] = [Round(round=number)]
+        before = self.rounds[number : number + 1]
+        former = {name: made for b in before for name, made in (b.former | b.manifests).items()}
+        self.rounds[number : number + 1] = [Round(round=number, former=former)]
 
     def keep(self, number: int, label: str, manifest: Manifest) -> None:
         """Note what a stage of a round made."""
@@ -117,6 +139,13 @@ class Run(BaseModel):
         if (manifest.stage, manifest.key) not in known:
             target.seconds = round(target.seconds + manifest.seconds, 3)
         target.manifests[label] = manifest
+        target.former.pop(label, None)
+
+    def finish(self) -> None:
+        """Leave nothing open: every stage of every round was come to."""
+        self.status, self.under_way = "finished", None
+        for entry in self.rounds:
+            entry.former.clear()
 
 
 def name_run(config: Config, data: Manifest) -> str:
@@ -159,7 +188,7 @@ def open_run(home: Path, name: str, config: Config, data: Manifest, truth: Manif
 def close_run(home: Path, run: Run) -> None:
     """Write down how a run ended; `running` becomes `finished`."""
     if run.status == "running":
-        run.status = "finished"
+        run.finish()
     run.finished_ms = time.time_ns() // 1_000_000
     save_run(home, run)
 
@@ -219,28 +248,18 @@ def find_round(home: Path, text: str) -> tuple[Run, Round]:
     return run, known[number]
 
 
-@contextlib.contextmanager
-def hold_run(home: Path, name: str) -> Iterator[None]:
-    """Be the only process at work on a run; the kernel lets go of it when the holder dies.
+def lock_path(home: Path, name: str) -> Path:
+    """The lock of a run; see `flows.locks`."""
+    return run_folder(home, name) / _LOCK
+
+
+def hold_run(home: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    """Be the only process at work on a run.
 
     Raises:
         BusyError: If another live process is.
     """
-    path = run_folder(home, name) / _LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BusyError(
-                f"run {name} is at work already in {file.read().strip() or 'another process'}; "
-                "wait for it or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
-        file.flush()
-        yield
+    return locks.hold(lock_path(home, name), f"run {name}")
 
 
 @contextlib.contextmanager

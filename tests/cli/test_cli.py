@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import flows.doctor
+from flows.runs import Run, save_run
 from wsss_core.data.images import write_mask
 from wsss_core.data.scenes import write_scenes
 from wsss_core.errors import ContaError, DataError
@@ -163,6 +164,39 @@ def test_data__scenes_and_check(conta, monkeypatch, tmp_path):
     broken = conta("data", "check", tmp_path / "scenes")
     assert broken.code == 2
     assert "fault: " in broken.out
+
+
+def test_resume__lists_and_knows_the_finished(conta, tmp_path):
+    home = tmp_path / "home"
+    assert conta("resume").out == f"every run in {home} is finished\n"
+    run = Run(
+        name="toy-1", config={}, data="d", started_ms=1, status="failed", reason="loss is nan"
+    )
+    save_run(home, run)
+    assert "toy-1  failed  before round 0" in conta("resume").out
+    run.finish()
+    save_run(home, run)
+    answer = conta("resume", "toy")
+    assert (answer.code, answer.out) == (
+        0,
+        "run toy-1 is finished; see it by: conta compare toy-1\n",
+    )
+    assert conta("resume", "nope").code == 2
+
+
+def test_main__a_newer_store_is_one_line(conta, tmp_path):
+    mark = tmp_path / "home" / "store" / "format"
+    mark.parent.mkdir(parents=True)
+    mark.write_text("7\n")
+    commands = [
+        ("run", SMOKE), ("resume",), ("compare",), ("predict", "a", "--model", "b", "-o", "c"),
+        ("export", "masks", "a", "-o", "b"), ("ui",),
+    ]  # fmt: skip
+    for arguments in commands:
+        answer = conta(*arguments)
+        assert answer.code == 1, arguments
+        (line,) = answer.err.splitlines()
+        assert "has layout 7, this version reads 1; update conta, or set CONTA_HOME" in line
 
 
 def test_env__prints_exports_alone(conta, monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ SURFACE = {
         "limit": "--limit",
         "dry_run": "--dry-run",
     },
+    "resume": {"run": "[RUN]"},
     "compare": {"runs": "[RUN ...]", "as_json": "--json"},
     "predict": {
         "photos": "PHOTOS",
