@@ -26,8 +26,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Check your photos and tags, or generate scenes.")
 app.add_typer(export_app, name="export", help="Hand results to other tools.")
+app.add_typer(store_app, name="store", help="See what takes the disk, and clear it away.")
 
 STAGES = "classifier, cams, masks, segmenter, predictions, test or confounders"
 
@@ -303,6 +305,35 @@ def scenes(
     config = parse_config({"data": {"scenes": tree}})
     write_scenes(out, config.data.scenes, ConsoleRecorder())
     typer.echo(f"scenes in {out}; look at them, then: conta data check {out}")
+
+
+@store_app.command()
+def du() -> None:
+    """Show what takes the disk.
+
+    By stage and by folder; needless is what no run refers to.
+    """
+    from flows.environment import open_home
+    from flows.house import disk_table
+
+    typer.echo(disk_table(open_home()))
+
+
+@store_app.command()
+def gc(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
+) -> None:
+    """Remove what no run refers to.
+
+    Artifacts that no run in the home refers to, checkpoints of what is finished, and what dead
+    processes left half written. To give up a run, delete its folder in CONTA_HOME/runs first.
+    """
+    from flows.environment import open_home
+    from flows.house import collect
+
+    collect(open_home(), dry_run=dry_run, say=typer.echo)
 
 
 @app.command()

@@ -46,7 +46,7 @@ def conta_flow(config: Config, until: str | None = None) -> str:
         Name of the run.
     """
     home, recorder = open_home(), FlowRecorder()
-    with announce_start(home):
+    with announce_start(home, note=recorder.note):
         settle_dead(home, note=recorder.note)
         work = Workspace(home, config.data.root, config.runtime, recorder)
         data, truth = index(config, work)

@@ -21,7 +21,8 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from flows import locks, runs
-from flows.unfinished import describe_death, is_dead
+from flows.house import await_collection
+from flows.unfinished import dead_starts, describe_death, is_dead, start_path
 from tasks.tracking import close_dead
 from wsss_core.errors import BusyError
 
@@ -29,11 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def announce_start(home: Path) -> Iterator[None]:
-    """Let others see that this flow run lives, from before it knows which run it is."""
-    path = _starts(home) / str(flow_run.id)
+def announce_start(home: Path, *, note: Callable[[str], None]) -> Iterator[None]:
+    """Let others see that this flow run lives, from before it knows which run it is.
+
+    Args:
+        home: CONTA_HOME.
+        note: Hears for whom the start has to wait.
+    """
+    path = start_path(home, str(flow_run.id))
     with locks.hold(path, f"flow run {flow_run.id}"):
         try:
+            await_collection(home, note=note)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -55,17 +62,6 @@ def settle_dead(home: Path, *, note: Callable[[str], None]) -> None:
         if is_dead(home, run):
             with contextlib.suppress(BusyError):
                 _settle_run(home, run.name, note)
-
-
-def dead_starts(home: Path) -> list[Path]:
-    """The starts that never came to an end and have no living process."""
-    folder = _starts(home)
-    known = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in known if locks.find_holder(path) is None]
-
-
-def _starts(home: Path) -> Path:
-    return home / "starts"
 
 
 def _settle_run(home: Path, name: str, note: Callable[[str], None]) -> None:

@@ -54,6 +54,18 @@ def is_dead(home: Path, run: Run) -> bool:
     return run.status == "running" and find_holder(runs.lock_path(home, run.name)) is None
 
 
+def start_path(home: Path, flow_run_id: str) -> Path:
+    """The lock that a flow run holds from before it knows which run it is."""
+    return home / "starts" / flow_run_id
+
+
+def dead_starts(home: Path) -> list[Path]:
+    """The locks of the flow runs that never came to an end and have no living process."""
+    folder = start_path(home, "")
+    known = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in known if find_holder(path) is None]
+
+
 def describe_death(home: Path, name: str) -> str:
     """What is known of the process of a run that died."""
     died = read_holder(runs.lock_path(home, name))

@@ -191,12 +191,24 @@ def test_main__a_newer_store_is_one_line(conta, tmp_path):
     commands = [
         ("run", SMOKE), ("resume",), ("compare",), ("predict", "a", "--model", "b", "-o", "c"),
         ("export", "masks", "a", "-o", "b"), ("ui",),
+        ("store", "du"), ("store", "gc"),
     ]  # fmt: skip
     for arguments in commands:
         answer = conta(*arguments)
         assert answer.code == 1, arguments
         (line,) = answer.err.splitlines()
         assert "has layout 7, this version reads 1; update conta, or set CONTA_HOME" in line
+
+
+def test_store__du_and_gc(conta, tmp_path):
+    orphan = tmp_path / "home" / "store" / "cams" / "k"
+    orphan.mkdir(parents=True)
+    (orphan / "a").write_bytes(b"x" * 3_000_000)
+    assert "store/cams       1  3.0 MB    3.0 MB" in conta("store", "du").out
+    assert "3.0 MB  to free" in conta("store", "gc", "--dry-run").out
+    assert orphan.exists()
+    assert "3.0 MB  freed" in conta("store", "gc").out
+    assert not orphan.exists()
 
 
 def test_env__prints_exports_alone(conta, monkeypatch, tmp_path):

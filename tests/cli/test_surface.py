@@ -33,6 +33,8 @@ SURFACE = {
         "confounding": "--confounding",
         "seed": "--seed",
     },
+    "store du": {},
+    "store gc": {"dry_run": "--dry-run"},
     "ui": {},
     "env": {},
     "doctor": {},

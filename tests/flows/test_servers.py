@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import environment, launch, servers
+from flows import environment, launch, runs, servers
 from wsss_core.config import parse_config
-from wsss_core.errors import ContaError, InputError
+from wsss_core.errors import BusyError, ContaError, InputError
 from wsss_core.workers import start_process
 
 
@@ -65,13 +65,47 @@ def test_live_ui__only_what_answers(tmp_path, somebody):
 
 
 @pytest.mark.usefixtures("clean_environment")
-def test_start_ui__second_start_finds_the_first(tmp_path, somebody):
+def test_start_ui__second_start_waits_for_the_first_and_finds_it(tmp_path, somebody, monkeypatch):
+    monkeypatch.delenv("PREFECT_SERVER_API_HOST", raising=False)
     links = {"prefect": somebody, "mlflow": somebody, "pid": "77"}
-    (tmp_path / "ui.json").write_text(json.dumps(links))
+    waits = []
+
+    def serve_meanwhile(_seconds):
+        waits.append(1)
+        (tmp_path / "ui.json").write_text(json.dumps(links))
+
+    monkeypatch.setattr(servers.time, "sleep", serve_meanwhile)
     said = []
-    servers.start_ui(tmp_path, say=said.append)
-    assert said[0] == "already up (pid 77)"
-    assert somebody in said[1]
+    with servers.locks.hold(tmp_path / "ui.lock", "it"):
+        servers.start_ui(tmp_path, say=said.append)
+    assert waits == [1]
+    assert said[0] == f"already up, or on its way (host {socket.gethostname()}, pid {os.getpid()})"
+    assert said[1:] == [f"Prefect  {somebody}", f"MLflow   {somebody}/#/experiments"]
+    (tmp_path / "ui.lock").write_text("host far.away, pid 7\n")
+    with pytest.raises(BusyError, match=r"runs in host far\.away, pid 7"):
+        servers.start_ui(tmp_path, say=said.append)
+
+
+@pytest.mark.parametrize("name", ["PREFECT_SERVER_API_HOST", "MLFLOW_HOST"])
+def test_start_ui__serves_no_network_without_a_password(tmp_path, monkeypatch, name):
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "::1"):
+        monkeypatch.setenv(name, host)
+        servers.refuse_open_bind()
+    for host in ("0.0.0.0", "::", "192.168.1.2", "lab.example"):  # noqa: S104
+        monkeypatch.setenv(name, host)
+        with pytest.raises(InputError, match=f"{name} is '{host}'.* unset {name}, or use docker"):
+            servers.start_ui(tmp_path / "home", say=print)
+    assert not (tmp_path / "home").exists()
+
+
+def test_charts_path__of_the_latest_run_that_mlflow_knows(tmp_path):
+    assert servers.charts_path(tmp_path) == "/#/experiments"
+    for number, url in enumerate(
+        ["http://m/#/experiments/3/runs/a", "http://m/#/experiments/7/x", ""]
+    ):
+        run = runs.Run(name=f"r-{number}", config={}, data="d", started_ms=number, mlflow_url=url)
+        runs.save_run(tmp_path, run)
+    assert servers.charts_path(tmp_path) == "/#/experiments/7/runs?compareRunsMode=CHART"
 
 
 def test_wait_ready__names_the_log_of_a_server_that_ended(tmp_path):
