@@ -132,19 +132,48 @@ def compare(
         list[str] | None, typer.Argument(metavar="[RUN ...]", help="Runs; all if none is named.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every metric as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page with charts and panels.")
+    ] = None,
 ) -> None:
-    """Compare the rounds of runs in one table."""
+    """Compare the rounds of runs in one table.
+
+    The page of --html needs nothing but itself; it is kept with the runs in MLflow too.
+    """
     from flows.environment import open_home
     from flows.runs import compare_rows, compare_table, find_run, list_runs
 
     home = open_home()
     chosen = [find_run(home, name) for name in runs] if runs else list_runs(home)
+    if html is not None and chosen:
+        typer.echo(_write_page(chosen, home, html), err=True)
     if as_json:
         typer.echo(json.dumps(compare_rows(chosen), indent=1))
     elif chosen:
         typer.echo(compare_table(chosen))
     else:
         typer.echo(f"no runs in {home}; start one with: conta run recipes/scenes.yaml")
+
+
+def _write_page(chosen: list[Run], home: Path, file: Path) -> str:
+    """Write the page of `compare --html`; returns a line that says where."""
+    from flows.environment import set_defaults
+
+    set_defaults(home)
+    from flows.page import compare_page
+    from tasks.tracking import keep_page
+    from wsss_core.errors import InputError
+    from wsss_core.store import Store, write_atomically
+
+    page = compare_page(chosen, store=Store(home / "store"))
+    try:
+        write_atomically(file, page.encode())
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be written ({error.strerror}); name another file"
+        ) from None
+    problem = keep_page([run.mlflow_run for run in chosen if run.mlflow_run], file)
+    return f"{file}" if problem is None else f"{file}; not in MLflow ({problem})"
 
 
 @app.command()

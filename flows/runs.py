@@ -304,16 +304,25 @@ def compare_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def round_table(run: Run) -> str:
     """Rounds down, scores across, in percent; a score that was not made is a dash."""
-    table = _table(compare_rows([run]), first=("round",))
+    table = _align(_cells(compare_rows([run]), first=("round",)))
     return f"{table}\nuses truth: the segmenter saw true masks" if _uses_truth(run) else table
 
 
 def compare_table(runs: Sequence[Run]) -> str:
     """The rounds of several runs, run after run."""
-    rows = compare_rows(runs)
-    marked = {run.name: f"{run.name} (uses truth)" for run in runs if _uses_truth(run)}
-    named = [row | {"run": marked.get(row["run"], row["run"])} for row in rows]
-    return _table(named, first=("run", "round"))
+    return _align(compare_cells(runs))
+
+
+def compare_cells(runs: Sequence[Run]) -> list[list[str]]:
+    """The cells of `compare_table`, its head first."""
+    marked = {run.name: mark_run(run) for run in runs}
+    named = [row | {"run": marked[row["run"]]} for row in compare_rows(runs)]
+    return _cells(named, first=("run", "round"))
+
+
+def mark_run(run: Run) -> str:
+    """The name of a run, and whether it used truth: no score stands without that."""
+    return f"{run.name} (uses truth)" if _uses_truth(run) else run.name
 
 
 def _uses_truth(run: Run) -> bool:
@@ -327,8 +336,18 @@ def markdown_table(run: Run) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _table(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> str:
-    lines = _cells(rows, first=first)
+def score_columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Title and metric of every score that a table of these rows has."""
+    found = dict.fromkeys(name for row in rows for name in row["metrics"])
+    scored = [
+        (name.removeprefix("seg_").removesuffix("/miou"), name)
+        for name in found
+        if name.startswith("seg_") and name.endswith("/miou")
+    ]
+    return [*TABLE_METRICS[:2], *scored, *TABLE_METRICS[2:]]
+
+
+def _align(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -337,13 +356,7 @@ def _table(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> str:
 
 
 def _cells(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> list[list[str]]:
-    found = dict.fromkeys(name for row in rows for name in row["metrics"])
-    scored = [
-        (name.removeprefix("seg_").removesuffix("/miou"), name)
-        for name in found
-        if name.startswith("seg_") and name.endswith("/miou")
-    ]
-    columns = [*TABLE_METRICS[:2], *scored, *TABLE_METRICS[2:]]
+    columns = score_columns(rows)
     lines = [[*first, *(title for title, _ in columns), "seconds"]]
     for row in rows:
         metrics = row["metrics"]

@@ -200,6 +200,18 @@ class Tracker:
             self._client.set_terminated(run_id, status)
 
 
+def keep_page(run_ids: Sequence[str], page: Path) -> str | None:
+    """Keep a page with parent runs, below `compare/`; returns what went wrong, if anything did."""
+    try:
+        make_database(mlflow.get_tracking_uri())
+        client = mlflow.MlflowClient()
+        for run_id in run_ids:
+            client.log_artifact(run_id, str(page), "compare")
+    except _FAULTS as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
 def close_dead(experiment: str, name: str, ended_ms: int) -> bool:
     """End the MLflow runs of a run whose process is gone, as failed.
 

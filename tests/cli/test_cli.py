@@ -200,6 +200,24 @@ def test_main__a_newer_store_is_one_line(conta, tmp_path):
         assert "has layout 7, this version reads 1; update conta, or set CONTA_HOME" in line
 
 
+def test_compare__html_is_written_or_one_line(conta, monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr("tasks.tracking.keep_page", lambda ids, file: kept.append((ids, file)))
+    monkeypatch.setattr("flows.environment.set_defaults", lambda home: None)
+    run = Run(name="toy-1", config={}, data="d", started_ms=1, mlflow_run="m1")
+    save_run(tmp_path / "home", run)
+    file = tmp_path / "page.html"
+    answer = conta("compare", "--html", file)
+    assert answer.code == 0, answer
+    assert answer.err == f"{file}\n"
+    assert kept == [(["m1"], file)]
+    assert "<title>Rounds of toy-1</title>" in file.read_text()
+    (tmp_path / "in_the_way").touch()
+    refused = conta("compare", "--html", tmp_path / "in_the_way" / "page.html")
+    assert refused.code == 2
+    assert "cannot be written (" in refused.err
+
+
 def test_store__du_and_gc(conta, tmp_path):
     orphan = tmp_path / "home" / "store" / "cams" / "k"
     orphan.mkdir(parents=True)

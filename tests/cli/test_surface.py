@@ -16,7 +16,7 @@ SURFACE = {
         "dry_run": "--dry-run",
     },
     "resume": {"run": "[RUN]"},
-    "compare": {"runs": "[RUN ...]", "as_json": "--json"},
+    "compare": {"runs": "[RUN ...]", "as_json": "--json", "html": "--html"},
     "predict": {
         "photos": "PHOTOS",
         "model": "--model",
