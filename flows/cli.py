@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from flows.runs import Run
     from wsss_core.evaluation.report import Report
 
 app = typer.Typer(
@@ -25,8 +26,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 export_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+store_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data", help="Check your photos and tags, or generate scenes.")
 app.add_typer(export_app, name="export", help="Hand results to other tools.")
+app.add_typer(store_app, name="store", help="See what takes the disk, and clear it away.")
 
 STAGES = (
     "classifier, cams, boundary_labels, boundary, masks, segmenter, predictions, test or "
@@ -67,22 +70,25 @@ def run(
 
     Prints one table: rounds down, scores across. What is already computed is taken from the store.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from wsss_core.config import load_recipe
 
     sugar = {"data.root": data and str(data), "rounds": rounds, "seed": seed, "data.limit": limit}
     given = [f"{name}={json.dumps(value)}" for name, value in sugar.items() if value is not None]
     config = load_recipe(recipe, [*given, *(settings or [])])
-    home = resolve_home()
+    home = open_home()
     from flows.launch import execute, plan
 
     if dry_run:
         for row in plan(config, home=home):
             typer.echo(row)
         return
+    _say_done(execute(config, home=home, until=until), home)
+
+
+def _say_done(done: Run, home: Path) -> None:
     from flows.runs import round_table, run_folder
 
-    done = execute(config, home=home, until=until)
     typer.echo(round_table(done))
     typer.echo(
         f"\nrun {done.name}\n"
@@ -94,24 +100,83 @@ def run(
 
 
 @app.command()
+def resume(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Name of a run, its beginning, or `latest`."),
+    ] = None,
+) -> None:
+    """Finish a run that stopped, or list those that did.
+
+    The list says where each stopped, when and why. A run is finished by the settings and the data
+    folder of its latest start.
+    """
+    from flows.environment import open_home
+    from flows.runs import find_run
+
+    home = open_home()
+    if run is None:
+        from flows.unfinished import unfinished_table
+
+        typer.echo(unfinished_table(home))
+        return
+    found = find_run(home, run)
+    if found.status == "finished":
+        typer.echo(f"run {found.name} is finished; see it by: conta compare {found.name}")
+        return
+    from flows.launch import resume as finish
+
+    _say_done(finish(found, home=home), home)
+
+
+@app.command()
 def compare(
     runs: Annotated[
         list[str] | None, typer.Argument(metavar="[RUN ...]", help="Runs; all if none is named.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every metric as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page with charts and panels.")
+    ] = None,
 ) -> None:
-    """Compare the rounds of runs in one table."""
-    from flows.environment import resolve_home
+    """Compare the rounds of runs in one table.
+
+    The page of --html needs nothing but itself; it is kept with the runs in MLflow too.
+    """
+    from flows.environment import open_home
     from flows.runs import compare_rows, compare_table, find_run, list_runs
 
-    home = resolve_home()
+    home = open_home()
     chosen = [find_run(home, name) for name in runs] if runs else list_runs(home)
+    if html is not None and chosen:
+        typer.echo(_write_page(chosen, home, html), err=True)
     if as_json:
         typer.echo(json.dumps(compare_rows(chosen), indent=1))
     elif chosen:
         typer.echo(compare_table(chosen))
     else:
         typer.echo(f"no runs in {home}; start one with: conta run recipes/scenes.yaml")
+
+
+def _write_page(chosen: list[Run], home: Path, file: Path) -> str:
+    """Write the page of `compare --html`; returns a line that says where."""
+    from flows.environment import set_defaults
+
+    set_defaults(home)
+    from flows.page import compare_page
+    from tasks.tracking import keep_page
+    from wsss_core.errors import InputError
+    from wsss_core.store import Store, write_atomically
+
+    page = compare_page(chosen, store=Store(home / "store"))
+    try:
+        write_atomically(file, page.encode())
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be written ({error.strerror}); name another file"
+        ) from None
+    problem = keep_page([run.mlflow_run for run in chosen if run.mlflow_run], file)
+    return f"{file}" if problem is None else f"{file}; not in MLflow ({problem})"
 
 
 @app.command()
@@ -132,13 +197,13 @@ def predict(
     Each photo gets a PNG of its own size whose pixel value is the class (names: OUT/labels.txt). A
     photo that cannot be read costs one line; the others get their masks.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from flows.runs import find_round
     from wsss_core.config import parse_config
     from wsss_core.errors import ContaError
     from wsss_core.observe import ConsoleRecorder
 
-    home = resolve_home()
+    home = open_home()
     found, chosen = find_round(home, model)
     from wsss_core.stages.predict import predict_folder
     from wsss_core.stages.stage import Workspace
@@ -210,14 +275,14 @@ def export_masks(
     Palette PNGs in SegmentationClass, the list of photos in ImageSets/Segmentation/train.txt and
     the class names in labels.txt.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from flows.runs import find_round
     from wsss_core.errors import InputError
     from wsss_core.observe import ConsoleRecorder
     from wsss_core.stages.export import export_masks as export
     from wsss_core.stages.stage import Workspace
 
-    home = resolve_home()
+    home = open_home()
     found, chosen = find_round(home, model)
     masks = chosen.manifests.get("masks")
     if masks is None:
@@ -274,16 +339,60 @@ def scenes(
     typer.echo(f"scenes in {out}; look at them, then: conta data check {out}")
 
 
+@store_app.command()
+def du() -> None:
+    """Show what takes the disk.
+
+    By stage and by folder; needless is what no run refers to.
+    """
+    from flows.environment import open_home
+    from flows.house import disk_table
+
+    typer.echo(disk_table(open_home()))
+
+
+@store_app.command()
+def gc(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be removed.")
+    ] = False,
+) -> None:
+    """Remove what no run refers to.
+
+    Artifacts that no run in the home refers to, checkpoints of what is finished, and what dead
+    processes left half written. To give up a run, delete its folder in CONTA_HOME/runs first.
+    """
+    from flows.environment import open_home
+    from flows.house import collect
+
+    collect(open_home(), dry_run=dry_run, say=typer.echo)
+
+
 @app.command()
 def ui() -> None:
     """Show your runs in the browser.
 
     Serves Prefect's and MLflow's pages of this home until Ctrl-C.
     """
-    from flows.environment import resolve_home
+    from flows.environment import open_home
     from flows.servers import start_ui
 
-    start_ui(resolve_home(), say=typer.echo)
+    start_ui(open_home(), say=typer.echo)
+
+
+@app.command()
+def env() -> None:
+    """Print what lets plain `prefect` and `mlflow` see your runs.
+
+    Use it as `eval "$(conta env)"`. What this shell has set already is kept, so take a fresh one
+    for another home.
+    """
+    from flows.environment import describe_environment, resolve_home, write_exports
+    from flows.servers import name_servers
+
+    home = resolve_home()
+    for line in write_exports({**describe_environment(home), **name_servers(home)}):
+        typer.echo(line)
 
 
 @app.command()

@@ -13,13 +13,15 @@ from prefect.runtime import flow_run
 
 from flows import runs
 from flows.cost import check_cost
-from flows.environment import resolve_home
+from flows.environment import open_home
 from flows.plan import label_call, plan_rounds
 from flows.progress import FlowRecorder
 from flows.report import publish_report
 from flows.rounds import run_rounds, score_what_is_there
-from flows.runs import Run
+from flows.runs import Run, UnderWay
+from flows.settle import announce_start, settle_dead
 from tasks import stages
+from tasks.policy import stage_of
 from tasks.tracking import Tracker
 from wsss_core.config import Config
 from wsss_core.errors import ContaError, DataError
@@ -43,21 +45,23 @@ def conta_flow(config: Config, until: str | None = None) -> str:
     Returns:
         Name of the run.
     """
-    home, recorder = resolve_home(), FlowRecorder()
-    work = Workspace(home, config.data.root, config.runtime, recorder)
-    data, truth = index(config, work)
-    with work_on_run(config, work, data, truth) as (run, tracker):
-        config = score_what_is_there(config, work.dataset(data).splits)
-        planned = plan_rounds(config, work, data, truth, verify=False)
-        cost = check_cost(planned, config, work, data)
-        if cost is not None and until is None:
-            recorder.note(cost)
-        step = Computing(config, work, data, run=run, tracker=tracker, until=until)
-        try:
-            run_rounds(config, truth, step)
-        except _UntilReachedError:
-            run.status, run.reason = "stopped", f"after {until}, as asked"
-        step.end_round()
+    home, recorder = open_home(), FlowRecorder()
+    with announce_start(home, note=recorder.note):
+        settle_dead(home, note=recorder.note)
+        work = Workspace(home, config.data.root, config.runtime, recorder)
+        data, truth = index(config, work)
+        with work_on_run(config, work, data, truth) as (run, tracker):
+            config = score_what_is_there(config, work.dataset(data).splits)
+            planned = plan_rounds(config, work, data, truth, verify=False)
+            cost = check_cost(planned, config, work, data)
+            if cost is not None and until is None:
+                recorder.note(cost)
+            step = Computing(config, work, data, run=run, tracker=tracker, until=until)
+            try:
+                run_rounds(config, truth, step)
+            except _UntilReachedError:
+                run.status, run.reason = "stopped", f"after {until}, as asked"
+            step.end_round()
     return run.name
 
 
@@ -116,9 +120,14 @@ class Computing:
         if self._enough and task.name in runs.MAIN_STAGES and task.name != self._until:
             raise _UntilReachedError
         label = label_call(task.name, inputs)
+        config = config or self._config
+        key = stage_of(task).key(config, data=self._data, **inputs)
+        place = UnderWay(round=self._round, label=label, stage=task.name, key=key)
+        self._run.under_way = place
+        runs.save_run(self._work.home, self._run)
         named = task.with_options(task_run_name=f"{label} {self._round}")
         began_ms = time.time_ns() // 1_000_000
-        made = named(config or self._config, self._work, data=self._data, **inputs)
+        made = named(config, self._work, data=self._data, **inputs)
         self._keep(label, made, computed=made.finished_ms >= began_ms)
         self._enough = self._enough or task.name == self._until
         return made

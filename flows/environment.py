@@ -7,12 +7,27 @@ profile.
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 
 def resolve_home() -> Path:
     """CONTA_HOME, absolute; `.conta` in the current folder if it is not set."""
     return Path(os.environ.get("CONTA_HOME") or ".conta").absolute()
+
+
+def open_home() -> Path:
+    """The home, if this version can read what is in it.
+
+    Raises:
+        StoreError: If another version wrote it in a layout that this one does not know.
+    """
+    from wsss_core.store import Store
+
+    home = resolve_home()
+    Store(home / "store").check_format()
+    return home
 
 
 def describe_environment(home: Path) -> dict[str, str]:
@@ -26,7 +41,6 @@ def describe_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the other one is pickle
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # `conta` speaks for itself
         "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -38,6 +52,20 @@ def describe_environment(home: Path) -> dict[str, str]:
 def set_defaults(home: Path) -> None:
     """Prepare this process and its children; has to come before Prefect or MLflow is imported."""
     home.mkdir(parents=True, exist_ok=True)
-    for name, value in describe_environment(home).items():
+    # `conta` speaks for itself
+    defaults = {**describe_environment(home), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ["CONTA_HOME"] = str(home)
+
+
+def write_exports(variables: Mapping[str, str]) -> list[str]:
+    """Lines of shell that set what this environment does not set already.
+
+    What a person has set wins everywhere, and may hold a password, so it is not repeated.
+    """
+    return [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in variables.items()
+        if name == "CONTA_HOME" or name not in os.environ
+    ]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from flows import runs, servers
 from flows.environment import set_defaults
-from wsss_core.config import Config
-from wsss_core.errors import ContaError, InputError
+from flows.locks import find_holder
+from wsss_core.config import Config, parse_config
+from wsss_core.errors import BusyError, ContaError, DataError, InputError, SettingsError
 
 if TYPE_CHECKING:
     from flows.plan import Planned
@@ -21,13 +22,16 @@ STAGES = runs.MAIN_STAGES
 """What `until` may name."""
 
 
-def execute(config: Config, *, home: Path, until: str | None = None) -> runs.Run:
+def execute(
+    config: Config, *, home: Path, until: str | None = None, former: runs.Run | None = None
+) -> runs.Run:
     """Do a run, or what is missing of it, with progress on stderr.
 
     Args:
         config: The settings; `data.root` says where the photos are.
         home: CONTA_HOME.
         until: Stop in round 0 after the stages of this name; one of `STAGES`.
+        former: The run that this has to be.
 
     Returns:
         The run as it ended.
@@ -43,6 +47,8 @@ def execute(config: Config, *, home: Path, until: str | None = None) -> runs.Run
     try:
         from flows.conta import conta_flow
 
+        if former is not None:
+            check_same(former, config, home)
         server.wait_ready()
         with _ending_politely():
             name = conta_flow(config, until)
@@ -52,6 +58,59 @@ def execute(config: Config, *, home: Path, until: str | None = None) -> runs.Run
     if run is None:
         raise ContaError(f"the record of run {name} cannot be read; run the same command again")
     return run
+
+
+def resume(run: runs.Run, *, home: Path) -> runs.Run:
+    """Finish a run by the settings and the data folder that its latest start had.
+
+    Returns:
+        The run as it ended.
+
+    Raises:
+        ContaError: If it is at work, its settings mean nothing to this version, or its data are
+            gone or changed; else as `execute`.
+    """
+    holder = find_holder(runs.lock_path(home, run.name))
+    if holder is not None:
+        raise BusyError(f"run {run.name} is at work in {holder}; wait for it or stop it")
+    try:
+        config = parse_config(run.config)
+    except SettingsError as error:
+        raise SettingsError(
+            f"run {run.name} was made by another version of conta ({error}); "
+            "start it again by its recipe"
+        ) from None
+    root = config.data.root
+    if root is not None and not root.is_dir():
+        raise DataError(
+            f"the data of run {run.name} were in {root}, which is gone; put them back, or continue "
+            "by `conta run RECIPE --data DIR` with the folder where they are now"
+        )
+    return execute(config, home=home, former=run)
+
+
+def check_same(former: runs.Run, config: Config, home: Path) -> None:
+    """Make sure that the settings and the data of a run still are what they were.
+
+    Raises:
+        InputError: If they would make another run.
+    """
+    from wsss_core.stages.data import index_data
+    from wsss_core.stages.stage import Workspace
+
+    data = former.shared.get("scenes")  # nothing outside the home can change these
+    if data is None:
+        data = index_data(config, Workspace(home, config.data.root, config.runtime))
+    if data.digest != former.data:
+        raise DataError(
+            f"the data in {config.data.root} changed since run {former.name}, so it cannot be "
+            "finished; put them back, or start a new run by `conta run RECIPE`"
+        )
+    if runs.name_run(config, data) != former.name:
+        raise InputError(
+            f"run {former.name} was made by another version of conta, to which its settings meant "
+            "another run; start it again by its recipe"
+        )
 
 
 def plan(config: Config, *, home: Path) -> list[Planned]:

@@ -9,12 +9,9 @@ the place of the data folder are not in it: asking for one more round goes on wi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,8 +19,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flows import locks
 from wsss_core.config import Config
-from wsss_core.errors import BusyError, InputError
+from wsss_core.errors import InputError
 from wsss_core.records import Manifest
 from wsss_core.store import write_atomically
 
@@ -58,6 +56,7 @@ class Round(BaseModel):
         round: Its number; 0 is the round without a context map.
         manifests: By stage name, or `stage/split` for a stage that is called for several splits.
         seconds: Compute that this round added; what it shares with an earlier round counts there.
+        former: What the start before made and this one has not come to; kept from the store's gc.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -65,6 +64,7 @@ class Round(BaseModel):
     round: int
     manifests: dict[str, Manifest] = {}
     seconds: float = 0.0
+    former: dict[str, Manifest] = {}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -73,6 +73,24 @@ class Round(BaseModel):
         for manifest in self.manifests.values():
             merged |= manifest.metrics
         return merged
+
+
+class UnderWay(BaseModel):
+    """The stage that a run is at, or stopped at.
+
+    Attributes:
+        round: Number of the round.
+        label: The stage, with its split if it has one.
+        stage: Name of the stage, and with `key` the artifact that it makes.
+        key: See `stage`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    round: int
+    label: str
+    stage: str
+    key: str
 
 
 class Run(BaseModel):
@@ -87,6 +105,7 @@ class Run(BaseModel):
         data_root: Folder of the user's photos; None for scenes.
         shared: Manifests that belong to no round, by stage: `scenes` or `dataset`, and `truth`.
         rounds: From 0 on.
+        under_way: Where it is or stopped; None before the first stage and once it is finished.
         started_ms: Wall clock of the latest start, ms since 1970.
         finished_ms: Wall clock of its end.
         prefect_run: Id of the latest flow run.
@@ -105,6 +124,7 @@ class Run(BaseModel):
     data_root: str | None = None
     shared: dict[str, Manifest] = {}
     rounds: list[Round] = []
+    under_way: UnderWay | None = None
     started_ms: int
     finished_ms: int | None = None
     prefect_run: str | None = None
@@ -114,7 +134,9 @@ class Run(BaseModel):
 
     def start_round(self, number: int) -> None:
         """A fresh record of a round in the place of a former one."""
-        self.rounds[number : number + 1] = [Round(round=number)]
+        before = self.rounds[number : number + 1]
+        former = {name: made for b in before for name, made in (b.former | b.manifests).items()}
+        self.rounds[number : number + 1] = [Round(round=number, former=former)]
 
     def keep(self, number: int, label: str, manifest: Manifest) -> None:
         """Note what a stage of a round made."""
@@ -127,6 +149,13 @@ class Run(BaseModel):
         if (manifest.stage, manifest.key) not in known:
             target.seconds = round(target.seconds + manifest.seconds, 3)
         target.manifests[label] = manifest
+        target.former.pop(label, None)
+
+    def finish(self) -> None:
+        """Leave nothing open: every stage of every round was come to."""
+        self.status, self.under_way = "finished", None
+        for entry in self.rounds:
+            entry.former.clear()
 
 
 def name_run(config: Config, data: Manifest) -> str:
@@ -169,7 +198,7 @@ def open_run(home: Path, name: str, config: Config, data: Manifest, truth: Manif
 def close_run(home: Path, run: Run) -> None:
     """Write down how a run ended; `running` becomes `finished`."""
     if run.status == "running":
-        run.status = "finished"
+        run.finish()
     run.finished_ms = time.time_ns() // 1_000_000
     save_run(home, run)
 
@@ -229,28 +258,18 @@ def find_round(home: Path, text: str) -> tuple[Run, Round]:
     return run, known[number]
 
 
-@contextlib.contextmanager
-def hold_run(home: Path, name: str) -> Iterator[None]:
-    """Be the only process at work on a run; the kernel lets go of it when the holder dies.
+def lock_path(home: Path, name: str) -> Path:
+    """The lock of a run; see `flows.locks`."""
+    return run_folder(home, name) / _LOCK
+
+
+def hold_run(home: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    """Be the only process at work on a run.
 
     Raises:
         BusyError: If another live process is.
     """
-    path = run_folder(home, name) / _LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise BusyError(
-                f"run {name} is at work already in {file.read().strip() or 'another process'}; "
-                "wait for it or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
-        file.flush()
-        yield
+    return locks.hold(lock_path(home, name), f"run {name}")
 
 
 @contextlib.contextmanager
@@ -295,16 +314,25 @@ def compare_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def round_table(run: Run) -> str:
     """Rounds down, scores across, in percent; a score that was not made is a dash."""
-    table = _table(compare_rows([run]), first=("round",))
+    table = _align(_cells(compare_rows([run]), first=("round",)))
     return f"{table}\nuses truth: the segmenter saw true masks" if _uses_truth(run) else table
 
 
 def compare_table(runs: Sequence[Run]) -> str:
     """The rounds of several runs, run after run."""
-    rows = compare_rows(runs)
-    marked = {run.name: f"{run.name} (uses truth)" for run in runs if _uses_truth(run)}
-    named = [row | {"run": marked.get(row["run"], row["run"])} for row in rows]
-    return _table(named, first=("run", "round"))
+    return _align(compare_cells(runs))
+
+
+def compare_cells(runs: Sequence[Run]) -> list[list[str]]:
+    """The cells of `compare_table`, its head first."""
+    marked = {run.name: mark_run(run) for run in runs}
+    named = [row | {"run": marked[row["run"]]} for row in compare_rows(runs)]
+    return _cells(named, first=("run", "round"))
+
+
+def mark_run(run: Run) -> str:
+    """The name of a run, and whether it used truth: no score stands without that."""
+    return f"{run.name} (uses truth)" if _uses_truth(run) else run.name
 
 
 def _uses_truth(run: Run) -> bool:
@@ -318,8 +346,18 @@ def markdown_table(run: Run) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _table(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> str:
-    lines = _cells(rows, first=first)
+def score_columns(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Title and metric of every score that a table of these rows has."""
+    found = dict.fromkeys(name for row in rows for name in row["metrics"])
+    scored = [
+        (name.removeprefix("seg_").removesuffix("/miou"), name)
+        for name in found
+        if name.startswith("seg_") and name.endswith("/miou")
+    ]
+    return [*TABLE_METRICS[:2], *scored, *TABLE_METRICS[2:]]
+
+
+def _align(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -328,13 +366,7 @@ def _table(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> str:
 
 
 def _cells(rows: Sequence[dict[str, Any]], *, first: Sequence[str]) -> list[list[str]]:
-    found = dict.fromkeys(name for row in rows for name in row["metrics"])
-    scored = [
-        (name.removeprefix("seg_").removesuffix("/miou"), name)
-        for name in found
-        if name.startswith("seg_") and name.endswith("/miou")
-    ]
-    columns = [*TABLE_METRICS[:2], *scored, *TABLE_METRICS[2:]]
+    columns = score_columns(rows)
     lines = [[*first, *(title for title, _ in columns), "seconds"]]
     for row in rows:
         metrics = row["metrics"]

@@ -8,8 +8,10 @@ bound to the life of this process.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,17 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from flows import locks, runs
 from flows.environment import set_defaults
-from wsss_core.errors import ContaError, InputError
+from flows.unfinished import dead_starts, is_dead
+from wsss_core.errors import BusyError, ContaError, InputError
 from wsss_core.store import write_atomically
 from wsss_core.workers import start_process
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000  # the products' own
-READY_S, DRAIN_S = 180.0, 10.0
+READY_S, DRAIN_S = 600.0, 10.0
 SETTLE_S = 0.5  # from the last event on the wire to the recorder, which writes it as it stops
 
-_LINKS = "ui.json"
+_LINKS, _UI_LOCK = "ui.json", "ui.lock"
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -53,16 +57,16 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
 
-    def wait_ready(self) -> None:
-        """Return once it answers.
+    def wait_ready(self, told: threading.Event | None = None) -> None:
+        """Return once it answers, or `told` that nobody waits any more.
 
         Raises:
-            ContaError: If it ended or needs more than three minutes.
+            ContaError: If it ended, or needs more than ten minutes.
         """
         if self.process is None:
             return
         end = time.monotonic() + READY_S
-        while not is_up(self.url + self.health):
+        while not (told is not None and told.is_set()) and not is_up(self.url + self.health):
             if self.process.poll() is not None or time.monotonic() > end:
                 raise ContaError(
                     f"the server at {self.url} did not start; it said why in {self.log}"
@@ -97,10 +101,9 @@ def open_prefect(home: Path) -> Server:
     """
     from prefect.client.orchestration import get_client
     from prefect.context import refresh_global_settings_context
-    from prefect.settings import PREFECT_API_URL
 
-    given = PREFECT_API_URL.value()
-    if given:
+    given = _given_api()
+    if given is not None:
         with get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
         if problem is not None:
@@ -108,7 +111,7 @@ def open_prefect(home: Path) -> Server:
                 f"the Prefect server at {given} does not answer; start it, "
                 "or unset PREFECT_API_URL to let conta bring its own"
             )
-        return Server(str(given), "/health")
+        return Server(given, "/health")
     links = live_ui(home)
     if links is not None:
         server = Server(links["prefect"], "/api/health")
@@ -119,6 +122,31 @@ def open_prefect(home: Path) -> Server:
     os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     refresh_global_settings_context()
     return server
+
+
+def name_servers(home: Path) -> dict[str, str]:
+    """What `prefect` has to be told beside the environment of `home`, to find a server there.
+
+    The user's address is set already, and wins. Without one it is that of a live `conta ui`, or
+    leave to bring an ephemeral server: 11 seconds a command, but it reads the same database.
+    """
+    if _given_api() is not None:
+        return {}
+    links = live_ui(home)
+    if links is not None:
+        return {"PREFECT_API_URL": f"{links['prefect']}/api"}
+    return {
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": f"{READY_S:.0f}",
+    }
+
+
+def _given_api() -> str | None:
+    """The address of the user's Prefect server, from the environment or the active profile."""
+    from prefect.settings import PREFECT_API_URL
+
+    given = PREFECT_API_URL.value()
+    return str(given) if given else None
 
 
 def close_prefect(server: Server) -> None:
@@ -151,30 +179,69 @@ def live_ui(home: Path) -> dict[str, str] | None:
 def start_ui(home: Path, *, say: Callable[[str], None]) -> None:
     """Serve Prefect's and MLflow's pages of this home until Ctrl-C or SIGTERM.
 
-    If they are served already, says where and returns.
+    If they are served already, or about to be, says where and returns.
 
     Args:
         home: CONTA_HOME.
         say: Gets each line for the user.
+
+    Raises:
+        InputError: If the environment asks for pages that the network can see.
+        BusyError: If another host serves this home.
     """
+    refuse_open_bind()
     set_defaults(home)
-    links = live_ui(home)
-    if links is not None:
-        say(f"already up (pid {links['pid']})")
-        _say_links(links, say)
+    lock = home / _UI_LOCK
+    first = locks.find_holder(lock)
+    if first is None:
+        with locks.hold(lock, "conta ui"):
+            _serve(home, say)
         return
-    servers = [
-        _start_prefect(home, find_free_port(PREFECT_PORT), with_pages=True),
-        _start_mlflow(home, find_free_port(MLFLOW_PORT)),
-    ]
-    links = {"prefect": servers[0].url, "mlflow": servers[1].url, "pid": str(os.getpid())}
+    if first.host != socket.gethostname():
+        raise BusyError(f"conta ui of {home} runs in {first}; its pages can be seen there alone")
+    say(f"already up, or on its way ({first})")
+    end = time.monotonic() + READY_S
+    while (links := live_ui(home)) is None:
+        if locks.find_holder(lock) is None or time.monotonic() > end:
+            raise ContaError(f"the conta ui in {first} does not answer; stop it and try again")
+        time.sleep(0.5)
+    _say_links(home, links, say)
+
+
+def refuse_open_bind() -> None:
+    """Refuse to serve pages without a password to a network.
+
+    Raises:
+        InputError: If a variable of Prefect's or MLflow's asks for more than this machine.
+    """
+    for name in ("PREFECT_SERVER_API_HOST", "MLFLOW_HOST"):
+        host = os.environ.get(name, HOST)
+        if host != "localhost" and not _is_loopback(host):
+            raise InputError(
+                f"{name} is {host!r}, but `conta ui` asks nobody for a password, so it serves "
+                f"{HOST} alone; unset {name}, or use docker/compose.yaml, which has passwords"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _serve(home: Path, say: Callable[[str], None]) -> None:
+    servers = [_start_prefect(home, find_free_port(PREFECT_PORT), with_pages=True)]
     try:
         with _until_told() as told:
+            _make_database()
+            servers.append(_start_mlflow(home, find_free_port(MLFLOW_PORT)))
             for server in servers:
-                server.wait_ready()
+                server.wait_ready(told)
+            links = {"prefect": servers[0].url, "mlflow": servers[1].url, "pid": str(os.getpid())}
             write_atomically(home / _LINKS, json.dumps(links, indent=1).encode())
-            _say_links(links, say)
+            _say_links(home, links, say)
             say("Ctrl-C ends both")
+            _settle(home, links, say)
             while not told.wait(0.5):
                 for server in servers:
                     if server.process is not None and server.process.poll() is not None:
@@ -185,6 +252,24 @@ def start_ui(home: Path, *, say: Callable[[str], None]) -> None:
         (home / _LINKS).unlink(missing_ok=True)
         for server in servers:
             server.stop()
+
+
+def _make_database() -> None:
+    """A server that is stopped while it makes a new one leaves behind what nobody can open."""
+    if not Path(os.environ["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")).exists():
+        from tasks.tracking import make_database
+
+        make_database(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def _settle(home: Path, links: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Close what dead runs left open, for the pages would show them as running."""
+    if dead_starts(home) or any(is_dead(home, run) for run in runs.list_runs(home)):
+        if _given_api() is None:
+            os.environ["PREFECT_API_URL"] = f"{links['prefect']}/api"
+        from flows.settle import settle_dead
+
+        settle_dead(home, note=say)
 
 
 def find_free_port(wanted: int = 0) -> int:
@@ -241,9 +326,18 @@ def _detached(output: IO[bytes]) -> dict[str, IO[bytes] | int]:
     return {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
 
 
-def _say_links(links: Mapping[str, str], say: Callable[[str], None]) -> None:
+def _say_links(home: Path, links: Mapping[str, str], say: Callable[[str], None]) -> None:
     say(f"Prefect  {links['prefect']}")
-    say(f"MLflow   {links['mlflow']}/#/experiments")
+    say(f"MLflow   {links['mlflow']}{charts_path(home)}")
+
+
+def charts_path(home: Path) -> str:
+    """The charts of the experiment that was worked on last, as a path of MLflow's pages."""
+    for run in runs.list_runs(home):
+        found = re.search(r"/experiments/(\d+)/", run.mlflow_url or "")
+        if found:
+            return f"/#/experiments/{found[1]}/runs?compareRunsMode=CHART"
+    return "/#/experiments"
 
 
 @contextlib.contextmanager

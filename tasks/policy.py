@@ -22,6 +22,7 @@ from prefect.results import ResultStore, get_result_store
 
 from wsss_core.config import Config
 from wsss_core.errors import TransientError
+from wsss_core.housekeeping import kept_epochs
 from wsss_core.records import Manifest
 from wsss_core.stages.stage import Stage, Workspace
 
@@ -60,6 +61,8 @@ class StagePolicy(CachePolicy):
         key = f"{self.stage.name}-{self.stage.key(config, **manifests)}"
         found, _problem = self.stage.find(config, work, **manifests)
         _settle_record(get_result_store(), key, found)
+        if found is None:
+            _tell_wait(self.stage.name, self.stage.key(config, **manifests), work)
         return key
 
 
@@ -90,6 +93,15 @@ def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     return isinstance(error, TransientError) or (
         isinstance(error, OSError) and error.errno in _TRANSIENT
     )
+
+
+def _tell_wait(stage: str, key: str, work: Workspace) -> None:
+    """Say for whom the task is about to wait, if another run is making the same artifact."""
+    writer = work.store.writer(stage, key)
+    if writer is not None:
+        epochs = kept_epochs(work.home, stage, key)
+        far = f", {epochs} epochs so far" if epochs else ""
+        work.recorder.note(f"waiting for {stage}: {writer}, is making it{far}")
 
 
 def _settle_record(records: ResultStore, key: str, found: Manifest | None) -> None:

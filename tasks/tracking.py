@@ -11,6 +11,7 @@ them.
 from __future__ import annotations
 
 import fcntl
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from wsss_core.config import Config
 from wsss_core.records import Manifest
+
+logger = logging.getLogger(__name__)
 
 RUN_TAG, ROUND_TAG, STAGE_TAG = "conta.run", "conta.round", "conta.stage_key"
 PICTURES = {"draw_panels": "*.png", "draw_context": "*.png"}
@@ -195,6 +198,44 @@ class Tracker:
     def _close(self, status: str) -> None:
         for run_id in [*(run.info.run_id for run in self._children.values()), self.run_id]:
             self._client.set_terminated(run_id, status)
+
+
+def keep_page(run_ids: Sequence[str], page: Path) -> str | None:
+    """Keep a page with parent runs, below `compare/`; returns what went wrong, if anything did."""
+    try:
+        make_database(mlflow.get_tracking_uri())
+        client = mlflow.MlflowClient()
+        for run_id in run_ids:
+            client.log_artifact(run_id, str(page), "compare")
+    except _FAULTS as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
+def close_dead(experiment: str, name: str, ended_ms: int) -> bool:
+    """End the MLflow runs of a run whose process is gone, as failed.
+
+    Args:
+        experiment: Name of the experiment.
+        name: Name of the run.
+        ended_ms: When it was last seen alive, ms since 1970.
+
+    Returns:
+        Whether MLflow could be told; what it does not know needs no telling.
+    """
+    try:
+        make_database(mlflow.get_tracking_uri())
+        client = mlflow.MlflowClient()
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
+            return True
+        chosen = f"tags.`{RUN_TAG}` = '{name}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([known.experiment_id], chosen):
+            client.set_terminated(run.info.run_id, STATUS["failed"], end_time=ended_ms)
+    except _FAULTS as error:
+        logger.warning("run %s died, and MLflow could not be told: %s", name, error)
+        return False
+    return True
 
 
 def make_database(uri: str) -> None:

@@ -88,11 +88,15 @@ class Store:
             StoreError: If the store was written in another layout.
         """
         mark = self.root / _FORMAT
-        if mark.is_file() and mark.read_text().strip() != str(FORMAT):
-            raise StoreError(
-                f"{self.root} has layout {mark.read_text().strip()}, this version reads {FORMAT}; "
-                "set CONTA_HOME to another folder"
-            )
+        found = mark.read_text().strip() if mark.is_file() else str(FORMAT)
+        if found == str(FORMAT):
+            return
+        newer = found.isdecimal() and int(found) > FORMAT
+        remedy = "update conta, or set" if newer else "set"
+        raise StoreError(
+            f"{self.root} has layout {found}, this version reads {FORMAT}; "
+            f"{remedy} CONTA_HOME to another folder"
+        )
 
     def open(self, manifest: Manifest) -> Path:
         """The artifact's folder, after every file was hashed again.
@@ -140,6 +144,17 @@ class Store:
                 found.append(json.loads(file.read_text()))
         return found
 
+    def writer(self, stage: str, key: str) -> str | None:
+        """The process that is making an artifact right now, `host H, pid P`; None if none is."""
+        try:
+            with self._lock(stage, key).open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._lock(stage, key).read_text().strip() or "another process"
+        except OSError:
+            return None
+        return None
+
     def publish(
         self,
         stage: str,
@@ -167,7 +182,7 @@ class Store:
         scratch = final.with_name(f".tmp-{key}")
         try:
             self.check_format()
-            with _locked(self.root / stage / f".{key}.lock"):
+            with _locked(self._lock(stage, key)):
                 if not (self.root / _FORMAT).exists():
                     write_atomically(self.root / _FORMAT, f"{FORMAT}\n".encode())
                 found, _ = self.find(stage, key)
@@ -209,6 +224,9 @@ class Store:
                     f"{error.filename or final} cannot be written; check its owner and permissions"
                 ) from error
             raise
+
+    def _lock(self, stage: str, key: str) -> Path:
+        return self.root / stage / f".{key}.lock"
 
     def _problem(self, manifest: Manifest) -> str | None:
         folder = self.folder(manifest)
@@ -366,7 +384,7 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}\n")
+        file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
         file.flush()
         yield
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import flows.doctor
+from flows.runs import Run, save_run
 from wsss_core.data.images import write_mask
 from wsss_core.data.scenes import write_scenes
 from wsss_core.errors import ContaError, DataError
@@ -163,6 +164,83 @@ def test_data__scenes_and_check(conta, monkeypatch, tmp_path):
     broken = conta("data", "check", tmp_path / "scenes")
     assert broken.code == 2
     assert "fault: " in broken.out
+
+
+def test_resume__lists_and_knows_the_finished(conta, tmp_path):
+    home = tmp_path / "home"
+    assert conta("resume").out == f"every run in {home} is finished\n"
+    run = Run(
+        name="toy-1", config={}, data="d", started_ms=1, status="failed", reason="loss is nan"
+    )
+    save_run(home, run)
+    assert "toy-1  failed  before round 0" in conta("resume").out
+    run.finish()
+    save_run(home, run)
+    answer = conta("resume", "toy")
+    assert (answer.code, answer.out) == (
+        0,
+        "run toy-1 is finished; see it by: conta compare toy-1\n",
+    )
+    assert conta("resume", "nope").code == 2
+
+
+def test_main__a_newer_store_is_one_line(conta, tmp_path):
+    mark = tmp_path / "home" / "store" / "format"
+    mark.parent.mkdir(parents=True)
+    mark.write_text("7\n")
+    commands = [
+        ("run", SMOKE), ("resume",), ("compare",), ("predict", "a", "--model", "b", "-o", "c"),
+        ("export", "masks", "a", "-o", "b"), ("ui",),
+        ("store", "du"), ("store", "gc"),
+    ]  # fmt: skip
+    for arguments in commands:
+        answer = conta(*arguments)
+        assert answer.code == 1, arguments
+        (line,) = answer.err.splitlines()
+        assert "has layout 7, this version reads 1; update conta, or set CONTA_HOME" in line
+
+
+def test_compare__html_is_written_or_one_line(conta, monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr("tasks.tracking.keep_page", lambda ids, file: kept.append((ids, file)))
+    monkeypatch.setattr("flows.environment.set_defaults", lambda home: None)
+    run = Run(name="toy-1", config={}, data="d", started_ms=1, mlflow_run="m1")
+    save_run(tmp_path / "home", run)
+    file = tmp_path / "page.html"
+    answer = conta("compare", "--html", file)
+    assert answer.code == 0, answer
+    assert answer.err == f"{file}\n"
+    assert kept == [(["m1"], file)]
+    assert "<title>Rounds of toy-1</title>" in file.read_text()
+    (tmp_path / "in_the_way").touch()
+    refused = conta("compare", "--html", tmp_path / "in_the_way" / "page.html")
+    assert refused.code == 2
+    assert "cannot be written (" in refused.err
+
+
+def test_store__du_and_gc(conta, tmp_path):
+    orphan = tmp_path / "home" / "store" / "cams" / "k"
+    orphan.mkdir(parents=True)
+    (orphan / "a").write_bytes(b"x" * 3_000_000)
+    assert "store/cams       1  3.0 MB    3.0 MB" in conta("store", "du").out
+    assert "3.0 MB  to free" in conta("store", "gc", "--dry-run").out
+    assert orphan.exists()
+    assert "3.0 MB  freed" in conta("store", "gc").out
+    assert not orphan.exists()
+
+
+def test_env__prints_exports_alone(conta, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "flows.servers.name_servers", lambda home: {"PREFECT_API_URL": f"at {home}"}
+    )
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    answer = conta("env")
+    assert answer.code == 0
+    lines = answer.out.splitlines()
+    assert lines[0] == f"export CONTA_HOME={tmp_path / 'home'}"
+    assert f"export PREFECT_API_URL='at {tmp_path / 'home'}'" in lines
+    assert all(line.startswith("export ") for line in lines)
+    assert not (tmp_path / "home").exists()
 
 
 def test_doctor__sound_and_broken(conta, monkeypatch, tmp_path):

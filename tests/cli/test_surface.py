@@ -15,7 +15,8 @@ SURFACE = {
         "limit": "--limit",
         "dry_run": "--dry-run",
     },
-    "compare": {"runs": "[RUN ...]", "as_json": "--json"},
+    "resume": {"run": "[RUN]"},
+    "compare": {"runs": "[RUN ...]", "as_json": "--json", "html": "--html"},
     "predict": {
         "photos": "PHOTOS",
         "model": "--model",
@@ -32,7 +33,10 @@ SURFACE = {
         "confounding": "--confounding",
         "seed": "--seed",
     },
+    "store du": {},
+    "store gc": {"dry_run": "--dry-run"},
     "ui": {},
+    "env": {},
     "doctor": {},
 }
 

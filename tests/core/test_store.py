@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import json
 import os
+import socket
 import threading
 import time
 
@@ -246,8 +247,21 @@ def test_check_format__store_of_another_version_is_refused(store):
     assert (store.root / "format").read_text() == f"{FORMAT}\n"
     store.check_format()
     (store.root / "format").write_text("99\n")
-    with pytest.raises(StoreError, match=f"has layout 99, this version reads {FORMAT}"):
+    with pytest.raises(StoreError, match=f"has layout 99, this version reads {FORMAT}; update"):
         store.publish("cams", "k2", write_two)
+    (store.root / "format").write_text("0\n")
+    with pytest.raises(StoreError, match=f"has layout 0, this version reads {FORMAT}; set"):
+        store.check_format()
+
+
+def test_writer__is_named_while_it_writes(store):
+    def write(folder):
+        assert store.writer("cams", "k1") == f"host {socket.gethostname()}, pid {os.getpid()}"
+        return write_two(folder)
+
+    assert store.writer("cams", "k1") is None
+    store.publish("cams", "k1", write)
+    assert store.writer("cams", "k1") is None
 
 
 def test_questions__latest_first_and_broken_ones_left_out(store):

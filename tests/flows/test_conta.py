@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections import Counter
 
 import mlflow
 import pytest
 
-from flows import plan, runs
+from flows import launch, plan, runs
+from flows.unfinished import list_unfinished
 from tasks import stages
 from tests.flows import toys as toy_stages
 from wsss_core.config import parse_config
-from wsss_core.errors import BusyError, DivergedError
+from wsss_core.errors import BusyError, DataError, DivergedError, InputError, SettingsError
+from wsss_core.records import Manifest
 
 pytestmark = pytest.mark.flow
 
@@ -219,6 +222,92 @@ def test_conta_flow__failures_are_told_kept_and_retried(home, toys, conta, monke
 
     with runs.hold_run(home, done.name), pytest.raises(BusyError, match=f"pid {os.getpid()}"):
         conta(rounds=0)
+
+
+def test_conta_flow__the_dead_are_settled_and_the_living_are_not(home, toys, conta, capsys):
+    """A run that died is closed in Prefect and MLflow by the next start of any run in the home."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.states import Running
+
+    tracking = mlflow.MlflowClient()
+    died, far = conta(rounds=0, seed=1), conta(rounds=0, seed=2)
+    _states(died, len(toys.take_calls()) // 2)
+    with get_client(sync_client=True) as client:
+        for run, host in ((died, socket.gethostname()), (far, "far.away")):
+            # what kill -9 leaves behind
+            run.status = "running"
+            runs.save_run(home, run)
+            runs.lock_path(home, run.name).write_text(f"host {host}, pid 99\n")
+            tracking.update_run(run.mlflow_run, status="RUNNING")
+            client.set_flow_run_state(run.prefect_run, Running(), force=True)
+            (home / "starts" / run.prefect_run).write_text(f"host {host}, pid 99\n")
+        chosen = FlowRunFilter.model_validate({"id": {"any_": [died.prefect_run]}})
+        task = client.read_task_runs(flow_run_filter=chosen)[0]
+        client.set_task_run_state(task.id, Running(), force=True)
+
+        capsys.readouterr()
+        conta(rounds=0, seed=3)
+
+        why = f"its process ended without a word (host {socket.gethostname()}, pid 99)"
+        assert f"run {died.name} had died: {why}" in capsys.readouterr().err
+        state = client.read_flow_run(died.prefect_run).state
+        assert (state.name, state.message) == ("Crashed", "its process ended without a word")
+        assert client.read_task_run(task.id).state.name == "Crashed"
+        assert client.read_flow_run(far.prefect_run).state.name == "Running"
+    assert tracking.get_run(died.mlflow_run).info.status == "FAILED"
+    assert tracking.get_run(far.mlflow_run).info.status == "RUNNING"
+    record = runs.read_run(home, died.name)
+    assert (record.status, record.reason) == ("failed", why)
+    assert runs.read_run(home, far.name).status == "running"
+    assert [path.name for path in (home / "starts").iterdir()] == [far.prefect_run]
+
+    again = conta(rounds=0, seed=1)
+    assert again.status == "finished"
+    assert tracking.get_run(died.mlflow_run).info.status == "FINISHED"
+
+
+def test_resume__finishes_by_the_settings_of_the_run(home, toys, conta):
+    toys.errors["confounders"] = DivergedError("made up")
+    with pytest.raises(DivergedError):
+        conta(rounds=1, seed=5)
+    toys.take_calls()
+    (stop,) = list_unfinished(home)
+    assert (stop.state, stop.where, stop.why) == ("failed", "round 0, confounders", "made up")
+
+    done = launch.resume(runs.find_run(home, "latest"), home=home)
+    assert (done.name, done.status, done.under_way) == (stop.name, "finished", None)
+    assert toys.take_calls()[0] == "confounders"
+    assert len(done.rounds) == 2
+    with (
+        runs.hold_run(home, done.name),
+        pytest.raises(BusyError, match=f"is at work in host .*, pid {os.getpid()}"),
+    ):
+        launch.resume(done, home=home)
+
+
+def test_resume__refuses_what_would_be_another_run(home, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    config = parse_config({"data": {"source": "photos", "root": str(photos)}})
+    data = Manifest(
+        stage="dataset", key="k", digest="d", count=1, index_sha256="", finished_ms=0, seconds=0
+    )
+    found = {"data": data}
+    monkeypatch.setattr("wsss_core.stages.data.index_data", lambda *_: found["data"])
+    run = runs.open_run(home, runs.name_run(config, data), config, data, None)
+    launch.check_same(run, config, home)
+    found["data"] = data.model_copy(update={"digest": "e"})
+    with pytest.raises(DataError, match=f"data in {photos} changed since run {run.name}"):
+        launch.check_same(run, config, home)
+    found["data"] = data
+    with pytest.raises(InputError, match="made by another version of conta"):
+        launch.check_same(run, config.model_copy(update={"seed": 9}), home)
+    with pytest.raises(SettingsError, match=r"another version of conta \(unknown setting 'gone'"):
+        launch.resume(run.model_copy(update={"config": {"gone": 1}}), home=home)
+    photos.rmdir()
+    with pytest.raises(DataError, match=f"were in {photos}, which is gone"):
+        launch.resume(run, home=home)
 
 
 def test_conta_flow__a_dead_tracker_costs_one_line(home, toys, conta, monkeypatch, capsys):

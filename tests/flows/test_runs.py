@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
 
 import pytest
 
 from flows import runs
 from wsss_core.config import Config, parse_config
-from wsss_core.errors import BusyError, InputError
+from wsss_core.errors import InputError
 from wsss_core.records import Manifest
 
 
@@ -68,6 +66,21 @@ def test_round_metrics__seconds_of_shared_artifacts_count_once():
     assert [len(entry.manifests) for entry in run.rounds] == [0, 2]
 
 
+def test_start_round__what_the_start_before_made_is_not_forgotten():
+    run = runs.Run(name="r", config={}, data="d", started_ms=0)
+    run.start_round(0)
+    run.keep(0, "cams", manifest("cams"))
+    run.keep(0, "masks", manifest("masks"))
+    for _ in range(2):  # two starts that die at once
+        run.start_round(0)
+    assert set(run.rounds[0].former) == {"cams", "masks"}
+    run.keep(0, "cams", manifest("cams"))
+    assert set(run.rounds[0].former) == {"masks"}
+    assert run.rounds[0].metrics == {"seconds": 1.0}
+    run.finish()
+    assert not run.rounds[0].former
+
+
 def test_find_run__names_beginnings_and_latest(tmp_path):
     with pytest.raises(InputError, match="no run in"):
         runs.find_run(tmp_path, "latest")
@@ -102,31 +115,6 @@ def test_list_runs__skips_what_cannot_be_read(tmp_path):
     (tmp_path / "runs" / "half").mkdir()
     (tmp_path / "runs" / "half" / "run.json").write_text("{")
     assert [run.name for run in runs.list_runs(tmp_path)] == ["good-1"]
-
-
-def _hold(home, taken, done):
-    with runs.hold_run(home, "toy-1"):
-        taken.set()
-        done.wait(30)
-
-
-def test_hold_run__second_start_names_the_first(tmp_path):
-    context = multiprocessing.get_context("fork")
-    taken, done = context.Event(), context.Event()
-    holder = context.Process(target=_hold, args=(tmp_path, taken, done))
-    holder.start()
-    try:
-        assert taken.wait(30)
-        with (
-            pytest.raises(BusyError, match=f"host .*, pid {holder.pid}"),
-            runs.hold_run(tmp_path, "toy-1"),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.join()
-    with runs.hold_run(tmp_path, "toy-1"):  # the kernel let go
-        assert f"pid {os.getpid()}" in (tmp_path / "runs" / "toy-1" / "lock").read_text()
 
 
 def test_log_run__json_lines_with_tracebacks(tmp_path):

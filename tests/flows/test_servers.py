@@ -5,15 +5,16 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from flows import environment, launch, servers
+from flows import environment, launch, runs, servers
 from wsss_core.config import parse_config
-from wsss_core.errors import ContaError, InputError
+from wsss_core.errors import BusyError, ContaError, InputError
 from wsss_core.workers import start_process
 
 
@@ -64,13 +65,47 @@ def test_live_ui__only_what_answers(tmp_path, somebody):
 
 
 @pytest.mark.usefixtures("clean_environment")
-def test_start_ui__second_start_finds_the_first(tmp_path, somebody):
+def test_start_ui__second_start_waits_for_the_first_and_finds_it(tmp_path, somebody, monkeypatch):
+    monkeypatch.delenv("PREFECT_SERVER_API_HOST", raising=False)
     links = {"prefect": somebody, "mlflow": somebody, "pid": "77"}
-    (tmp_path / "ui.json").write_text(json.dumps(links))
+    waits = []
+
+    def serve_meanwhile(_seconds):
+        waits.append(1)
+        (tmp_path / "ui.json").write_text(json.dumps(links))
+
+    monkeypatch.setattr(servers.time, "sleep", serve_meanwhile)
     said = []
-    servers.start_ui(tmp_path, say=said.append)
-    assert said[0] == "already up (pid 77)"
-    assert somebody in said[1]
+    with servers.locks.hold(tmp_path / "ui.lock", "it"):
+        servers.start_ui(tmp_path, say=said.append)
+    assert waits == [1]
+    assert said[0] == f"already up, or on its way (host {socket.gethostname()}, pid {os.getpid()})"
+    assert said[1:] == [f"Prefect  {somebody}", f"MLflow   {somebody}/#/experiments"]
+    (tmp_path / "ui.lock").write_text("host far.away, pid 7\n")
+    with pytest.raises(BusyError, match=r"runs in host far\.away, pid 7"):
+        servers.start_ui(tmp_path, say=said.append)
+
+
+@pytest.mark.parametrize("name", ["PREFECT_SERVER_API_HOST", "MLFLOW_HOST"])
+def test_start_ui__serves_no_network_without_a_password(tmp_path, monkeypatch, name):
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "::1"):
+        monkeypatch.setenv(name, host)
+        servers.refuse_open_bind()
+    for host in ("0.0.0.0", "::", "192.168.1.2", "lab.example"):  # noqa: S104
+        monkeypatch.setenv(name, host)
+        with pytest.raises(InputError, match=f"{name} is '{host}'.* unset {name}, or use docker"):
+            servers.start_ui(tmp_path / "home", say=print)
+    assert not (tmp_path / "home").exists()
+
+
+def test_charts_path__of_the_latest_run_that_mlflow_knows(tmp_path):
+    assert servers.charts_path(tmp_path) == "/#/experiments"
+    for number, url in enumerate(
+        ["http://m/#/experiments/3/runs/a", "http://m/#/experiments/7/x", ""]
+    ):
+        run = runs.Run(name=f"r-{number}", config={}, data="d", started_ms=number, mlflow_url=url)
+        runs.save_run(tmp_path, run)
+    assert servers.charts_path(tmp_path) == "/#/experiments/7/runs?compareRunsMode=CHART"
 
 
 def test_wait_ready__names_the_log_of_a_server_that_ended(tmp_path):
@@ -116,6 +151,38 @@ def test_set_defaults__the_user_wins(tmp_path):
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.lab:5000"
     assert os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] == "json"
     assert "PREFECT_HOME" not in environment.describe_environment(tmp_path)
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_name_servers__the_users_or_that_of_a_live_ui_or_an_ephemeral_one(tmp_path, somebody):
+    from prefect.context import refresh_global_settings_context
+
+    os.environ.pop("PREFECT_API_URL", None)
+    refresh_global_settings_context()
+    assert servers.name_servers(tmp_path)["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "true"
+    links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
+    (tmp_path / "ui.json").write_text(json.dumps(links))
+    assert servers.name_servers(tmp_path) == {"PREFECT_API_URL": f"{somebody}/api"}
+    os.environ["PREFECT_API_URL"] = "http://prefect.lab/api"
+    refresh_global_settings_context()
+    assert servers.name_servers(tmp_path) == {}
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_write_exports__a_shell_takes_them_and_keeps_what_it_has(tmp_path):
+    home = tmp_path / "it's a $HOME"
+    variables = environment.describe_environment(home)
+    for name in variables:
+        os.environ.pop(name, None)
+    os.environ["CONTA_HOME"] = "relative"
+    os.environ["MLFLOW_TRACKING_URI"] = "http://user:secret@mlflow.lab"
+    lines = environment.write_exports(variables)
+    assert not any("secret" in line for line in lines)
+    script = 'eval "$1"; printf "%s|%s|%s" "$CONTA_HOME" "$MLFLOW_TRACKING_URI" "$DO_NOT_TRACK"'
+    shell = subprocess.run(
+        ["sh", "-euc", script, "sh", "\n".join(lines)], check=True, capture_output=True, text=True
+    )
+    assert shell.stdout == f"{home}|http://user:secret@mlflow.lab|true"
 
 
 def test_resolve_home__absolute(monkeypatch, tmp_path):

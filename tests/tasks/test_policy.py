@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 
 import pytest
 from prefect.results import ResultStore
@@ -8,8 +10,11 @@ from prefect.serializers import JSONSerializer
 from prefect.states import Failed
 
 from tasks import policy, stages
+from tests.stages.world import Listener
 from wsss_core.errors import DivergedError, InputError, StoreError, TransientError
 from wsss_core.records import Manifest
+from wsss_core.stages.stage import Workspace
+from wsss_core.store import Measured
 
 MANIFEST = Manifest(
     stage="toy", key="k", digest="d", count=1, index_sha256="", finished_ms=0, seconds=0
@@ -49,6 +54,25 @@ def test_settle_record__follows_the_store(tmp_path):
     assert b"pickle" not in (tmp_path / "toy-k").read_bytes()
     policy._settle_record(records, "toy-k", None)
     assert not records.exists("toy-k")
+
+
+def test_tell_wait__names_the_writer_and_how_far_it_is(tmp_path):
+    listener = Listener()
+    work = Workspace(tmp_path, recorder=listener)
+
+    def write(out):
+        checkpoint = tmp_path / "scratch" / "toy" / "k" / "checkpoint.json"
+        policy._tell_wait("toy", "k", work)
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_text('{"file": "", "history": [{}, {}]}')
+        policy._tell_wait("toy", "k", work)
+        return Measured()
+
+    policy._tell_wait("toy", "k", work)
+    work.store.publish("toy", "k", write)
+    policy._tell_wait("toy", "k", work)
+    us = f"waiting for toy: host {socket.gethostname()}, pid {os.getpid()}, is making it"
+    assert listener.notes == [us, f"{us}, 2 epochs so far"]
 
 
 def test_stage_task__every_stage_has_one_of_its_name():

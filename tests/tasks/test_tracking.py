@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from PIL import Image
 
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, close_dead, keep_page
 from wsss_core.config import parse_config
 from wsss_core.records import Manifest
 
@@ -82,6 +82,33 @@ def test_tracker__panels_none_keeps_photos_out(home):
     tracker = open_tracker(home, [], tracking={"panels": "none"})
     tracker.sync(0, "draw_panels", scored("p", "draw_panels"), artifact)
     assert mlflow.MlflowClient().list_artifacts(tracker.run_id, "images") == []
+
+
+def test_keep_page__is_an_artifact_of_the_run(home, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<p>")
+    runs = [open_tracker(home, []).run_id]
+    assert keep_page(runs, page) is None
+    (kept,) = mlflow.MlflowClient().list_artifacts(runs[0], "compare")
+    assert kept.path == "compare/page.html"
+    assert "\n" not in keep_page(["nobody"], page)
+
+
+def test_close_dead__ends_what_still_runs(home):
+    client = mlflow.MlflowClient()
+    tracker = open_tracker(home, [])
+    tracker.sync(0, "score_cams", scored(), home)
+    assert close_dead("nowhere", "toy-1", 5)
+    assert close_dead("toy", "another", 5)
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    assert close_dead("toy", "toy-1", 5000)
+    ended = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+    assert [(run.info.status, run.info.end_time) for run in ended] == [("FAILED", 5000)] * 2
+    open_tracker(home, [])
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    mlflow.set_tracking_uri(f"sqlite:///{home}/file/mlflow.db")
+    (home / "file").touch()
+    assert not close_dead("toy", "toy-1", 5000)
 
 
 def test_tracker__fails_once_and_is_silent(tmp_path, home):

@@ -6,14 +6,14 @@ import io
 import pytest
 from PIL import Image
 
-from flows import report
+from flows.pictures import shrink_picture
 
 
 @pytest.mark.parametrize("size", [(300, 200), (1200, 1500)])
-def test_shrink_picture__a_jpeg_that_fits_the_database(tmp_path, size):
+def test_shrink_picture__a_jpeg_below_a_size(tmp_path, size):
     Image.effect_noise(size, 100).save(tmp_path / "panel.png")
-    text = report.shrink_picture(tmp_path / "panel.png")
-    assert len(text) < report.MAX_BYTES
+    text = shrink_picture(tmp_path / "panel.png", 100_000)
+    assert len(text) < 100_000
     head, _, body = text.partition(",")
     assert head == "data:image/jpeg;base64"
     with Image.open(io.BytesIO(base64.b64decode(body))) as picture:
