@@ -1,8 +1,8 @@
-"""The numbers and files of CONTA; works from a Python prompt, with no server and no tracker.
+"""CONTA's numbers and files: from photos with tags to masks and a segmenter, no server needed.
 
-Rooms, lower first: config, errors, records, store, observe and seeding; data and models; causal,
-seeds, expansion and evaluation, which never see each other; training; stages, where files meet
-numbers.
+Rooms, lowest first: `errors`, `records`, `config`, `seeding`, `observe`, `store`; `data`; `models`;
+then side by side `causal`, `seeds`, `expansion`, `training`, `evaluation`; `stages` on top, the
+only place where files meet numbers.
 """
 
 import os
