@@ -1,7 +1,7 @@
 """The random walk against the dense matrix squared, and what has to hold on any boundary map.
 
-Float32 against float64: of 24 cases of 16 x 20 and 32 x 40 cells (noise, smooth maps, single cells)
-the largest difference we saw was 8e-5 of the largest score.
+Float32 against the matrix, on noise, smooth maps and edges of photos up to 64 x 64 cells: the
+largest difference we saw was 4e-5 of the largest score.
 """
 
 import math
