@@ -121,6 +121,7 @@ def make_masks(
     masks = step(stages.expand_masks, cams=cams)
     if truth is not None:
         step(stages.score_masks, truth=truth, masks=masks)
+        step(stages.audit_masks, truth=truth, cams=cams, masks=masks)
     return classifier, cams, masks
 
 
@@ -129,6 +130,8 @@ def score_segmenter(config: Config, truth: Manifest | None, step: Step, made: Ma
     if truth is None:
         return
     step(stages.score_segmenter, truth=truth, predictions=made.predictions, split="train")
+    step(stages.audit_segmenter, truth=truth, predictions=made.predictions, split="train")
     for split in config.data.val:
         test = step(stages.test_segmenter, segmenter=made.segmenter, split=split)
         step(stages.score_segmenter, truth=truth, predictions=test, split=split)
+        step(stages.audit_segmenter, truth=truth, predictions=test, split=split)

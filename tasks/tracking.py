@@ -29,7 +29,13 @@ from wsss_core.config import Config
 from wsss_core.records import Manifest
 
 RUN_TAG, ROUND_TAG, STAGE_TAG = "conta.run", "conta.round", "conta.stage_key"
-PICTURES = {"draw_panels": "panel.png", "classifier": "*.png", "confounders": "*.png"}
+PICTURES = {
+    "draw_panels": "panel.png",
+    "classifier": "*.png",
+    "confounders": "*.png",
+    "audit": "*.png",
+    "audit_segmenter": "*.png",
+}
 """Files of a stage's artifact that become step images."""
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
