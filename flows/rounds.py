@@ -159,6 +159,7 @@ def make_masks(
     masks = step(stages.expand_masks, config=config, cams=cams, boundary=boundary)
     if truth is not None:
         step(stages.score_masks, truth=truth, masks=masks)
+        step(stages.audit_masks, truth=truth, cams=cams, masks=masks)
     return classifier, cams, masks
 
 
@@ -167,6 +168,8 @@ def score_segmenter(config: Config, truth: Manifest | None, step: Step, made: Ma
     if truth is None:
         return
     step(stages.score_segmenter, truth=truth, predictions=made.predictions, split="train")
+    step(stages.audit_segmenter, truth=truth, predictions=made.predictions, split="train")
     for split in config.data.val:
         test = step(stages.test_segmenter, segmenter=made.segmenter, split=split)
         step(stages.score_segmenter, truth=truth, predictions=test, split=split)
+        step(stages.audit_segmenter, truth=truth, predictions=test, split=split)

@@ -11,6 +11,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.policy import stage_task
 from wsss_core.config import Config
 from wsss_core.records import Manifest
+from wsss_core.stages.audit import audit_masks as _audit_masks
+from wsss_core.stages.audit import audit_segmenter as _audit_segmenter
 from wsss_core.stages.boundary import train_boundary as _train_boundary
 from wsss_core.stages.boundary_labels import label_boundaries as _label_boundaries
 from wsss_core.stages.calibrate import calibrate_seeds as _calibrate_seeds
@@ -229,6 +231,36 @@ def score_segmenter(
 ) -> Manifest:
     """Mean IoU of the segmenter on a split."""
     return _score_segmenter(
+        config, work, data=data, truth=truth, predictions=predictions, split=split
+    )
+
+
+@stage_task(_audit_masks)
+def audit_masks(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    truth: Manifest,
+    cams: Manifest | None,
+    masks: Manifest,
+) -> Manifest:
+    """How much of each class's CAM and pseudo-mask lies on its company."""
+    return _audit_masks(config, work, data=data, truth=truth, cams=cams, masks=masks)
+
+
+@stage_task(_audit_segmenter)
+def audit_segmenter(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    truth: Manifest,
+    predictions: Manifest,
+    split: str,
+) -> Manifest:
+    """The same of the segmenter on a split."""
+    return _audit_segmenter(
         config, work, data=data, truth=truth, predictions=predictions, split=split
     )
 

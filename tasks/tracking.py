@@ -32,7 +32,7 @@ from wsss_core.records import Manifest
 logger = logging.getLogger(__name__)
 
 RUN_TAG, ROUND_TAG, STAGE_TAG = "conta.run", "conta.round", "conta.stage_key"
-PICTURES = {"draw_panels": "*.png", "draw_context": "*.png"}
+PICTURES = dict.fromkeys(("draw_panels", "draw_context", "audit", "audit_segmenter"), "*.png")
 """Files of a stage's artifact that become step images."""
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}

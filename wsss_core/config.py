@@ -175,8 +175,17 @@ class CausalConfig(_Settings):
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
     )
-    adjustment: Literal["nwgm"] = Field(
-        "nwgm", description="The sum over confounders moved inside the network."
+    adjustment: Literal["nwgm", "exact"] = Field(
+        "nwgm",
+        description="The sum over confounders moved inside the network (CONTA), or Eq. 1 itself: "
+        "one pass a confounder behind the fusion.",
+    )
+    exact_samples: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="exact: draw this many confounders from P(c) for each photo of a step instead "
+        "of summing over all. Training alone.",
     )
     scale: Literal["n", "paper"] = Field(
         "n", description="g of f = g alpha c: n, or 1 as the paper writes it."
@@ -188,6 +197,14 @@ class CausalConfig(_Settings):
         32, ge=4, le=128, description="Side of the canonical frame of c_i and X_m, in cells."
     )
     x_m: Literal["self"] = Field("self", description="Which segmenter predicts a photo's X_m.")
+
+    @model_validator(mode="after")
+    def _exact_has_a_sum(self) -> CausalConfig:
+        if self.exact_samples is not None and self.adjustment != "exact":
+            raise ValueError("exact_samples is read by adjustment 'exact' alone")
+        if self.adjustment == "exact" and self.context == "seg_mask":
+            raise ValueError("context 'seg_mask' has no confounders that 'exact' could sum over")
+        return self
 
 
 Auto = Literal["auto"]

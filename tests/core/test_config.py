@@ -135,8 +135,16 @@ MESSAGES = [
         "expansion.irn: background 0.4 must not exceed foreground 0.3",
     ),
     (
-        {"causal": {"adjustment": "exact"}},
-        "causal.adjustment: should be 'nwgm', not 'exact'",
+        {"causal": {"adjustment": "sum"}},
+        "causal.adjustment: should be 'nwgm' or 'exact', not 'sum'",
+    ),
+    (
+        {"causal": {"exact_samples": 2}},
+        "causal: exact_samples is read by adjustment 'exact' alone",
+    ),
+    (
+        {"causal": {"adjustment": "exact", "context": "seg_mask"}},
+        "causal: context 'seg_mask' has no confounders that 'exact' could sum over",
     ),
     (
         {"seed": -1, "round": 1},

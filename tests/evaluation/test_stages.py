@@ -6,13 +6,17 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from tests.oracles import scores as oracle
 from wsss_core.config import parse_config
 from wsss_core.data.images import read_mask, write_mask
 from wsss_core.errors import DataError, SettingsError
 from wsss_core.seeds.cam import Cam, label_map, read_cam, upsample_cam, write_cam
+from wsss_core.stages.audit import PHOTO_COUNTS, audit_masks, audit_segmenter
+from wsss_core.stages.data import index_truth
 from wsss_core.stages.panels import draw_panels
+from wsss_core.stages.scenes import make_scenes
 from wsss_core.stages.scores import (
     check_tags,
     describe_test,
@@ -220,6 +224,87 @@ def test_draw_panels__without_cams(home):
     inputs = {"data": home.data, "masks": home.masks, "predictions": home.predictions}
     done = draw_panels(settings(), home.work, **inputs)
     assert home.document(done, "worst.json")["measure"] == "tag_agreement"
+
+
+def test_audit__counts_what_the_masks_hold(home):
+    inputs = {"data": home.data, "truth": home.truth}
+    done = audit_masks(settings(), home.work, cams=home.cams, masks=home.masks, **inputs)
+    document = home.document(done, "audit.json")
+    assert (document["photos"], document["split"]) == (2, "train")
+    # b alone shows cat and cow; a is tagged cat
+    assert document["pairs"] == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    mask, true = home.masks_by_id["b"], home.truths["b"]
+    cat, cow = ((mask == label) & (true != 255) for label in (1, 3))
+    leak = (cat & (true == 3)).sum() / cat.sum()
+    assert document["leaks"]["pseudo"][0][2] == pytest.approx(leak)
+    expected = ((cat & (true == 3)).sum() + (cow & (true == 1)).sum()) / (cat.sum() + cow.sum())
+    assert done.metrics["audit/leak_pseudo"] == pytest.approx(expected)
+    cam = read_cam(home.work.folder(home.cams) / "b.npz")
+    scores = upsample_cam(cam.cam, cam.size)
+    counted = np.where(true == 255, 0, scores)
+    on = counted[0][true == 3].sum() + counted[1][true == 1].sum()
+    assert done.metrics["audit/leak_cam"] == pytest.approx(on / counted.sum(), rel=1e-5)
+    # a shows the cat alone
+    pairs = {name: (home.masks_by_id[name], home.truths[name]) for name in "ab"}
+    alone, company = (oracle.iou_by_class([pairs[name]], 4)[1] for name in "ab")
+    assert done.metrics["audit/gap_pseudo"] == pytest.approx(alone - company)
+    with Image.open(home.work.folder(done) / "audit.png") as page:
+        assert page.width <= 1600
+
+
+def test_audit__photo_counts_give_the_score_again(home):
+    inputs = {"data": home.data, "truth": home.truth}
+    done = audit_masks(settings(), home.work, cams=None, masks=home.masks, **inputs)
+    assert set(done.metrics) == {"audit/leak_pseudo", "audit/gap_pseudo"}
+    counts = load_file(home.work.folder(done) / PHOTO_COUNTS)["counts"]
+    assert counts.shape == (2, 3, 4)
+    hits, true, guess = counts.sum(axis=0)
+    union = true + guess - hits
+    scored = score_masks(settings(), home.work, masks=home.masks, **inputs)
+    expected = (hits / np.maximum(union, 1))[union > 0].mean()
+    assert scored.metrics["pseudo/miou"] == pytest.approx(expected)
+
+
+def test_audit_segmenter__names_its_split(home):
+    inputs = {"data": home.data, "truth": home.truth, "predictions": home.predictions}
+    done = audit_segmenter(settings(), home.work, split="void", **inputs)
+    assert set(done.metrics) == {"audit_void/leak_seg"}
+    assert (home.work.folder(done) / "audit_void.png").is_file()
+    with pytest.raises(DataError, match="no photo of split 'val' has a true mask"):
+        audit_segmenter(settings(), home.work, split="val", **inputs)
+
+
+def test_audit__scenes_know_stuff_and_part(tmp_path):
+    config = parse_config(
+        {"data": {"scenes": {"photos": 12, "val_photos": 4, "size_px": 48, "confounding": 0.5}}}
+    )
+    work = Workspace(home=tmp_path)
+    data = make_scenes(config, work)
+    truth = index_truth(config, work, data=data)
+    root, photos = work.data_root(data), work.dataset(data).splits["train"]
+    scenes = json.loads((root / "scenes.json").read_text())["scenes"]
+    pixels = {photo.id: read_mask(root / "Roles" / f"{photo.id}.png") for photo in photos}
+
+    def write(out):
+        """The object is found without its part, and takes all of the stuff."""
+        for photo in photos:
+            roles = pixels[photo.id]
+            mask = np.isin(roles, [1, 4]) * (scenes[photo.id]["object"] + 1)
+            write_mask(out / f"{photo.id}.png", mask.astype(np.uint8))
+        return Measured()
+
+    masks = work.store.publish("masks", "m", write)
+    done = audit_masks(config, work, data=data, truth=truth, cams=None, masks=masks)
+    assert done.metrics["audit/part_pseudo"] == 0
+    assert done.metrics["audit/object_pseudo"] == 1
+    for name, wanted in (("stuff", True), ("stuff_untied", False)):
+        chosen = [
+            pixels[p.id]
+            for p in photos
+            if (scenes[p.id]["stuff"] == scenes[p.id]["object"]) == wanted
+        ]
+        share = sum((r == 4).sum() for r in chosen) / sum(np.isin(r, [1, 4]).sum() for r in chosen)
+        assert done.metrics[f"audit/{name}_pseudo"] == pytest.approx(share)
 
 
 class Notes:

@@ -89,3 +89,14 @@ def placed(context, affine, size):
                     cell = context[min(max(r, 0), cells_y - 1), min(max(q, 0), cells_x - 1)]
                     out[i, j] += weight_r * weight_q * cell
     return out
+
+
+def marginal_probability(logits, prior):
+    """p_k = sum_i P(c_i) sigmoid(s_k(X, f(X, c_i))); logits (n confounders, photos, classes)."""
+    num, photos, classes = logits.shape
+    out = np.zeros((photos, classes))
+    for b in range(photos):
+        for k in range(classes):
+            for i in range(num):
+                out[b, k] += prior[i] / (1 + math.exp(-logits[i, b, k]))
+    return out

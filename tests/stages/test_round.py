@@ -433,6 +433,85 @@ def test_classifier__context_none_is_the_plain_one(made):
     assert weights == made.file(made.classifier, "classifier.safetensors").read_bytes()
 
 
+def test_classifier__exact_starts_from_round_0_and_says_how_far_nwgm_is(made):
+    exact = next_classifier(made, "conta", causal__adjustment="exact")
+    nwgm = next_classifier(made, "conta")
+    expected = made.classifier.history[0]["loss"]
+    assert exact.history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert exact.digest != nwgm.digest
+    assert load_classifier(made.work.folder(exact)).exact
+    assert not load_classifier(made.work.folder(nwgm)).exact
+    for manifest in (exact, nwgm):
+        gaps = {name for name in manifest.metrics if name.startswith("adjustment/")}
+        assert gaps == {f"adjustment/{part}" for part in ("mean_gap", "inside_gap", "logit_spread")}
+        assert manifest.metrics["adjustment/logit_spread"] > 0  # the slice has made one step
+    assert not any(name.startswith("adjustment/") for name in made.classifier.metrics)
+    x_m = {"x_m": made.predictions}
+    cams = make_cams(settings(), made.work, data=made.data, classifier=exact, **x_m)
+    assert cams.digest != made.cams.digest
+
+
+def test_classifier__drawn_confounders_are_a_photo_s_own(made):
+    exact = {"causal__adjustment": "exact"}
+    drawn = next_classifier(made, "conta", causal__exact_samples=1, **exact)
+    assert drawn.digest != next_classifier(made, "conta", **exact).digest
+    photo, calls = made.photos[2], []
+
+    def draw(**which):
+        calls.append(which)
+        return torch.tensor([1])
+
+    view = classifier_stage._view(
+        (2, photo),
+        5,
+        settings=settings().classifier,
+        seed=9,
+        num_classes=2,
+        contexts=torch.zeros(8, 4, 4),
+        draw=draw,
+    )
+    assert calls == [{"epoch": 5, "photo_id": photo.id}]
+    assert view["draw"].tolist() == [1]
+
+
+def test_round__slice_frozen_at_zero_is_none_bit_for_bit(made, monkeypatch):
+    build = classifier_stage.build_classifier
+
+    def build_frozen(*args, **options):
+        model = build(*args, **options)
+        model.classifier.slices.requires_grad_(False)
+        return model
+
+    monkeypatch.setattr(classifier_stage, "build_classifier", build_frozen)
+    # scale `paper`: no other test finds this classifier in the store
+    classifier = next_classifier(made, "conta", causal__scale="paper")
+    weights = load_file(made.file(classifier, "classifier.safetensors"))
+    plain = load_file(made.file(made.classifier, "classifier.safetensors"))
+    assert set(weights) - set(plain) == {
+        "classifier.slices.0.conv.weight",
+        "intervention.w1",
+        "intervention.w2",
+    }
+    assert all(torch.equal(weights[name], tensor) for name, tensor in plain.items())
+    inputs = {"data": made.data, "classifier": classifier, "x_m": made.predictions}
+    cams = make_cams(settings(), made.work, **inputs)
+    assert cams.key != made.cams.key
+    assert cams.digest == made.cams.digest  # what follows is asked under the same keys
+    masks = expand_masks(settings(), made.work, data=made.data, cams=cams)
+    assert masks == made.masks
+
+
+def test_key__round_0_has_one_for_every_arm(made):
+    arms = [{"context": context} for context in ("none", *CONTEXTS)]
+    arms += [{"adjustment": "exact"}, {"adjustment": "exact", "exact_samples": 2}]
+    inputs = {"data": made.data, "confounders": None, "x_m": None, "start": None}
+    keys = {train_classifier.key(settings(causal=arm), **inputs) for arm in arms}
+    assert len(keys) == 1
+    inputs = {"data": made.data, "predictions": made.predictions, "masks": made.masks}
+    keys = {update_confounders.key(settings(causal=arm), former=None, **inputs) for arm in arms}
+    assert len(keys) == len(arms)
+
+
 def test_cams__of_the_next_round_see_the_context(made):
     classifier = next_classifier(made, "conta")
     cams = make_cams(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from wsss_core.models.backbones import Backbone
 
 ContextAt = Callable[[tuple[int, int]], Tensor]
-"""Gives the context map of a batch, (B,1,h,w), at a feature map's size (h,w)."""
+"""Gives the context map of a batch, (B,1,h,w), at a feature map's size (h,w); (m*B,1,h,w) where
+each photo is looked at under m contexts, context after context."""
 
 
 class ContextSlice(nn.Module):
@@ -54,7 +55,8 @@ class ContextSlice(nn.Module):
             return output
         added = self.conv(self.context((inputs[0].shape[-2], inputs[0].shape[-1])))
         self.rms = (_rms(added), _rms(output))
-        return output + added
+        times = len(added) // len(output)
+        return (output if times == 1 else torch.cat([output] * times)) + added
 
 
 class Classifier(nn.Module):
@@ -71,6 +73,9 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = nn.Conv2d(backbone.shape.channels[-1], num_classes, 1, bias=False)
         self.slices = nn.ModuleList(ContextSlice(conv) for conv in self._fused(fusion))
+        self._num_shared = len(backbone.blocks)
+        if fusion is not None and fusion != "head":
+            self._num_shared = (2 if fusion == "all" else int(fusion.removeprefix("block"))) - 1
 
     def forward(self, photos: Tensor, context: ContextAt | None = None) -> Tensor:
         """Logits (B,n) of normalised photos (B,3,H,W): the mean of the class maps."""
@@ -78,11 +83,37 @@ class Classifier(nn.Module):
 
     def class_maps(self, photos: Tensor, context: ContextAt | None = None) -> Tensor:
         """Unrectified class activation maps (B,n,h,w); their mean is the logit."""
+        return self.finish(self.begin(photos), context)
+
+    def begin(self, photos: Tensor) -> Tensor:
+        """The part of a pass that no context can change: what the first fused block is given."""
+        for block in self.backbone.blocks[: self._num_shared]:
+            photos = block(photos)
+        return photos
+
+    def finish(
+        self, features: Tensor, context: ContextAt | None = None, *, num_contexts: int = 1
+    ) -> Tensor:
+        """The rest of the pass, for each of m contexts.
+
+        Args:
+            features: What `begin` gave, (B,...).
+            context: Gives m maps a photo, context after context.
+            num_contexts: m.
+
+        Returns:
+            Unrectified class maps (m*B,n,h,w), context after context.
+        """
+        rest = self.backbone.blocks[self._num_shared :]
+        if num_contexts > 1 and len(rest):  # the head alone shares conv(X; W) among the contexts
+            features = torch.cat([features] * num_contexts)
         slices = self._context_slices()
         for part in slices:
             part.context = context
         try:
-            return self.head(self.backbone(photos)[-1])
+            for block in rest:
+                features = block(features)
+            return self.head(features)
         finally:
             for part in slices:
                 part.context = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,12 @@ import torch
 from jaxtyping import Float32
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from wsss_core.causal.adjustment import draw_confounders, marginal_logits, nwgm_gap
 from wsss_core.causal.confounders import ConfounderSet
 from wsss_core.causal.intervention import (
+    UniformIntervention,
     build_context,
     context_report,
     derangement,
@@ -23,7 +26,7 @@ from wsss_core.causal.intervention import (
 )
 from wsss_core.config import CausalConfig, ClassifierConfig, Config
 from wsss_core.data.images import read_photo
-from wsss_core.data.transforms import crop_photo, draw_crop
+from wsss_core.data.transforms import crop_photo, draw_crop, normalise, resize_photo, scaled_size
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.classifier import Classifier, initialise_head, multilabel_loss
 from wsss_core.records import Manifest, TaggedPhoto
@@ -36,33 +39,118 @@ WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
 CONFOUNDERS, CAUSAL, X_M = "confounders.safetensors", "causal.json", "x_m.safetensors"
 
 
+PASS_CELLS = 16384
+"""Feature cells that are passed on at a time under `exact`, photos and confounders together.
+
+Behind block 5 a cell keeps about 0.1 MB for the gradient (28 thousand floats in lite0). A fixed
+number, for batches decide the last bits.
+"""
+
+GAP_PHOTOS = 32
+"""Training photos on which the gap between NWGM and the exact sum is measured."""
+
+
 class ContextClassifier(nn.Module):
     """The classifier with the intervention that makes its context map; W1 and W2 train with it.
 
     Attributes:
         classifier: Trunk, slices, class layer.
         intervention: Maps X_m (B,s,s) to M (B,1,s,s); None in round 0.
+        exact: Whether the confounders are summed over behind the network; else inside it (NWGM).
     """
 
-    def __init__(self, classifier: Classifier, intervention: nn.Module | None) -> None:
+    def __init__(
+        self, classifier: Classifier, intervention: nn.Module | None, *, exact: bool = False
+    ) -> None:
         super().__init__()
         self.classifier = classifier
         self.intervention = intervention
+        self.exact = exact
 
     def forward(
-        self, photos: Tensor, x_m: Tensor | None = None, affine: Tensor | None = None
+        self,
+        photos: Tensor,
+        x_m: Tensor | None = None,
+        affine: Tensor | None = None,
+        draw: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B,n); `affine` (B,2,3) says where the views lie in the whole pictures."""
-        return self.class_maps(photos, x_m, affine).float().mean(dim=(2, 3))
+        """Logits (B,n); under `exact` the log odds of the mean probability.
+
+        Args:
+            photos: (B,3,H,W), normalised.
+            x_m: (B,s,s).
+            affine: (B,2,3), where the views lie in the whole pictures.
+            draw: (B,k), confounders that stand for all of them under `exact`; None sums over all.
+        """
+        if not self.exact or x_m is None or affine is None:
+            return self.class_maps(photos, x_m, affine).float().mean(dim=(2, 3))
+        each = self.logits_by_confounder(photos, x_m, affine, draw)
+        drawn = each.new_full((len(each),), 1 / len(each))
+        return marginal_logits(each, weights=self.confounders.prior if draw is None else drawn)
 
     def class_maps(self, photos: Tensor, x_m: Tensor | None, affine: Tensor | None) -> Tensor:
-        """Unrectified class maps (B,n,h,w)."""
+        """Unrectified class maps (B,n,h,w); under `exact` their mean under P(c)."""
+        if self.exact and x_m is not None and affine is not None:
+            total, rest = photos.new_zeros(()), self.confounders.prior
+            for maps in self._maps_by_confounder(photos, x_m, affine):
+                weights, rest = rest[: len(maps)], rest[len(maps) :]
+                total = total + (weights[:, None, None, None, None] * maps.float()).sum(0)
+            return total
+        return self.one_pass_maps(photos, x_m, affine)
+
+    def one_pass_maps(self, photos: Tensor, x_m: Tensor | None, affine: Tensor | None) -> Tensor:
+        """Class maps (B,n,h,w) under M, the mean of the contexts: NWGM."""
         if self.intervention is None or x_m is None or affine is None:
             return self.classifier.class_maps(photos)
         context_map = self.intervention(x_m)
         return self.classifier.class_maps(
             photos, lambda size: place_context(context_map, affine=affine, size=size)
         )
+
+    def logits_by_confounder(
+        self, photos: Tensor, x_m: Tensor, affine: Tensor, draw: Tensor | None = None
+    ) -> Tensor:
+        """Logits (n,B,n) under each f(X, c_i) alone; (k,B,n) under those of `draw`."""
+        maps = self._maps_by_confounder(photos, x_m, affine, draw)
+        return torch.cat([part.float().mean(dim=(3, 4)) for part in maps])
+
+    def _maps_by_confounder(
+        self, photos: Tensor, x_m: Tensor, affine: Tensor, draw: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Class maps (m,B,n,h,w), as many confounders at a time as `PASS_CELLS` admits.
+
+        What no context changes runs once. Where there are several passes they keep nothing for the
+        gradient and are computed again, so that memory is that of one.
+        """
+        terms = self.confounders.terms(x_m)
+        if draw is not None:
+            terms = terms.take_along_dim(draw[:, :, None, None], dim=1)
+        features = self.classifier.begin(photos)
+        cells = len(photos) * features.shape[-2] * features.shape[-1]
+        parts = torch.split(terms.transpose(0, 1), max(1, PASS_CELLS // cells))
+        for part in parts:
+            if len(parts) > 1 and torch.is_grad_enabled():
+                yield checkpoint(self._finish, features, part, affine, use_reentrant=False)
+            else:
+                yield self._finish(features, part, affine)
+
+    def _finish(self, features: Tensor, contexts: Tensor, affine: Tensor) -> Tensor:
+        """Class maps (m,B,n,h,w) behind `begin`, under contexts (m,B,s,s)."""
+        num, batch, side, _ = contexts.shape
+        flat, places = contexts.reshape(num * batch, 1, side, side), affine.repeat(num, 1, 1)
+        maps = self.classifier.finish(
+            features,
+            lambda size: place_context(flat, affine=places, size=size),
+            num_contexts=num,
+        )
+        return maps.reshape(num, batch, *maps.shape[1:])
+
+    @property
+    def confounders(self) -> UniformIntervention:
+        """The intervention as the confounders that are summed over: c, P(c), f(X, c_i)."""
+        if not isinstance(self.intervention, UniformIntervention):
+            raise TypeError("this classifier has no confounders to sum over")
+        return self.intervention
 
     def new_parameters(self) -> list[nn.Parameter]:
         """Everything without pretrained weights: class layer, context slices, W1 and W2."""
@@ -99,7 +187,8 @@ def build_classifier(
     fusion = causal.fusion if intervention is not None else None
     classifier = Classifier(backbone, num_classes=num_classes, fusion=fusion)
     initialise_head(classifier, torch_generator(seed, "head"))
-    return ContextClassifier(classifier, intervention)
+    exact = causal.adjustment == "exact" and intervention is not None
+    return ContextClassifier(classifier, intervention, exact=exact)
 
 
 def load_classifier(folder: Path) -> ContextClassifier:
@@ -177,6 +266,10 @@ def _write(
     if start is not None:
         load_start(model, job.work.folder(start), stage=start.stage)
     freeze(model.classifier.backbone, until=settings.freeze_until, batch_norm=settings.freeze_bn)
+    draw = None
+    if model.exact and confounder_set is not None and causal.exact_samples is not None:
+        prior = torch.from_numpy(confounder_set.prior)
+        draw = functools.partial(draw_confounders, prior, num=causal.exact_samples, seed=job.seed)
     history = train(
         Trainable(
             "classifier",
@@ -187,7 +280,12 @@ def _write(
         ),
         items=list(enumerate(photos)),
         view=functools.partial(
-            _view, settings=settings, seed=job.seed, num_classes=num_classes, contexts=contexts
+            _view,
+            settings=settings,
+            seed=job.seed,
+            num_classes=num_classes,
+            contexts=contexts,
+            draw=draw,
         ),
         config=settings.training,
         seed=job.seed,
@@ -214,7 +312,36 @@ def _write(
     if model.intervention is not None and contexts is not None:
         metrics |= context_report(model.intervention, contexts)
         metrics["context/rms_ratio"] = model.classifier.context_rms_ratio()
+        if isinstance(model.intervention, UniformIntervention):
+            metrics |= gap_report(model.to(job.work.device()), photos, contexts)
     return Measured(metrics, history)
+
+
+@torch.inference_mode()
+def gap_report(
+    model: ContextClassifier, photos: Sequence[TaggedPhoto], contexts: Tensor
+) -> dict[str, float]:
+    """`nwgm_gap` on at most `GAP_PHOTOS` whole photos, spread over the list: the same every round.
+
+    Args:
+        model: Trained under either adjustment; its mode is kept.
+        photos: Training photos.
+        contexts: X_m of each, (N,s,s).
+    """
+    device, training = next(model.parameters()).device, model.training
+    affine = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], device=device)
+    each, one_pass = [], []
+    model.eval()
+    for index in range(0, len(photos), -(-len(photos) // GAP_PHOTOS)):
+        pixels = read_photo(photos[index].path)
+        target = scaled_size((pixels.shape[0], pixels.shape[1]), 1.0, multiple=16)
+        view = normalise(resize_photo(pixels, target))[None].to(device)
+        x_m = contexts[index : index + 1].to(device)
+        each.append(model.logits_by_confounder(view, x_m, affine).cpu())
+        one_pass.append(model.one_pass_maps(view, x_m, affine).float().mean(dim=(2, 3)).cpu())
+    model.train(training)
+    prior = model.confounders.prior.cpu()
+    return nwgm_gap(torch.cat(each, dim=1), torch.cat(one_pass), prior=prior)
 
 
 def load_start(model: ContextClassifier, folder: Path, *, stage: str) -> None:
@@ -239,6 +366,7 @@ def _view(
     seed: int,
     num_classes: int,
     contexts: Tensor | None,
+    draw: Callable[..., Tensor] | None = None,
 ) -> Batch:
     index, photo = item
     pixels = read_photo(photo.path)
@@ -255,11 +383,13 @@ def _view(
     batch: Batch = {"photo": crop_photo(pixels, crop), "tags": tags}
     if contexts is not None:
         batch |= {"x_m": contexts[index], "affine": crop.affine()}
+    if draw is not None:
+        batch["draw"] = draw(epoch=epoch, photo_id=photo.id)
     return batch
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
-    logits = model(batch["photo"], batch.get("x_m"), batch.get("affine"))
+    logits = model(batch["photo"], batch.get("x_m"), batch.get("affine"), batch.get("draw"))
     return multilabel_loss(logits, batch["tags"])
 
 
