@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -28,7 +28,10 @@ from wsss_core.store import write_atomically
 _RECORD, _LOCK, _LOG = "run.json", "lock", "run.log"
 _OURS = ("flows", "tasks", "wsss_core")  # Python's default level would drop what they note
 
-MAIN_STAGES = ("classifier", "cams", "masks", "segmenter", "predictions", "test", "confounders")
+StageName = Literal[
+    "classifier", "cams", "masks", "segmenter", "predictions", "test", "confounders"
+]
+MAIN_STAGES = get_args(StageName)
 """Names of the stages that a round is made of; the others look at what these made."""
 
 TABLE_METRICS = (
