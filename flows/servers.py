@@ -264,6 +264,8 @@ def _serve(home: Path, say: Callable[[str], None]) -> None:
             servers.append(_start_mlflow(home, find_free_port(MLFLOW_PORT)))
             for server in servers:
                 server.wait_ready(told)
+            if told.is_set():
+                return
             links = {"prefect": servers[0].url, "mlflow": servers[1].url, "pid": str(os.getpid())}
             write_atomically(home / _LINKS, json.dumps(links, indent=1).encode())
             _say_links(home, links, say)
