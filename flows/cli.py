@@ -381,6 +381,34 @@ def ui() -> None:
 
 
 @app.command()
+def deploy(
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE ...", help="YAML files with settings.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of your photos (data.root).")
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="CRON", help="Start each at these times as well.")
+    ] = None,
+) -> None:
+    """Let runs be started from Prefect's page.
+
+    Serves the recipes from this machine until Ctrl-C. The form on the page shows every setting and
+    refuses bad values; runs go one at a time. Needs a `conta ui` or a Prefect server of your own.
+    """
+    from flows.environment import open_home
+    from wsss_core.config import load_recipe
+
+    given = [] if data is None else [f"data.root={json.dumps(str(data))}"]
+    loaded = [load_recipe(recipe, given) for recipe in recipes]
+    home = open_home()
+    from flows.launch import deploy as serve
+
+    serve(loaded, home=home, cron=cron, say=typer.echo)
+
+
+@app.command()
 def env() -> None:
     """Print what lets plain `prefect` and `mlflow` see your runs.
 

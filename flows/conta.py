@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from prefect import Task, flow
 from prefect.client.orchestration import get_client
@@ -13,12 +13,13 @@ from prefect.runtime import flow_run
 
 from flows import runs
 from flows.cost import check_cost
-from flows.environment import open_home
+from flows.environment import locate_data, open_home
+from flows.gpu import turn_on_gpu
 from flows.plan import label_call, plan_rounds
 from flows.progress import FlowRecorder
 from flows.report import publish_report
 from flows.rounds import run_rounds, score_what_is_there
-from flows.runs import Run, UnderWay
+from flows.runs import Run, StageName, UnderWay
 from flows.settle import announce_start, settle_dead
 from tasks import stages
 from tasks.policy import stage_of
@@ -33,19 +34,19 @@ logger = logging.getLogger(__name__)
 
 
 @flow(name="conta")
-def conta_flow(config: Config, until: str | None = None) -> str:
+def conta_flow(config: Config, until: StageName | None = None) -> str:
     """Train from tags to masks, round after round; what is there is taken from the store.
 
     The home is CONTA_HOME, the folder of the photos `config.data.root`.
 
     Args:
-        config: The settings.
+        config: The settings; `wsss_core/config.py` has the source of every default.
         until: Stop in round 0 after the stages of this name.
 
     Returns:
         Name of the run.
     """
-    home, recorder = open_home(), FlowRecorder()
+    home, recorder, config = open_home(), FlowRecorder(), locate_data(config)
     with announce_start(home, note=recorder.note):
         settle_dead(home, note=recorder.note)
         work = Workspace(home, config.data.root, config.runtime, recorder)
@@ -57,12 +58,21 @@ def conta_flow(config: Config, until: str | None = None) -> str:
             if cost is not None and until is None:
                 recorder.note(cost)
             step = Computing(config, work, data, run=run, tracker=tracker, until=until)
-            try:
-                run_rounds(config, truth, step)
-            except _UntilReachedError:
-                run.status, run.reason = "stopped", f"after {until}, as asked"
-            step.end_round()
+            with contextlib.nullcontext() if cost is None else _turn(work):
+                try:
+                    run_rounds(config, truth, step)
+                except _UntilReachedError:
+                    run.status, run.reason = "stopped", f"after {until}, as asked"
+                step.end_round()
     return run.name
+
+
+def _turn(work: Workspace) -> contextlib.AbstractContextManager[None]:
+    """Let deployed runs share a GPU one after the other; who starts by hand sees what is free."""
+    device = work.device()
+    if device.type == "cpu" or flow_run.deployment_id is None:
+        return contextlib.nullcontext()
+    return turn_on_gpu(device.index, note=work.recorder.note)
 
 
 def index(config: Config, work: Workspace) -> tuple[Manifest, Manifest | None]:
@@ -167,7 +177,7 @@ class _UntilReachedError(Exception):
     """What the user asked for is done."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def work_on_run(
     config: Config, work: Workspace, data: Manifest, truth: Manifest | None
 ) -> Iterator[tuple[Run, Tracker]]:

@@ -10,6 +10,10 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wsss_core.config import Config
 
 
 def resolve_home() -> Path:
@@ -69,3 +73,23 @@ def write_exports(variables: Mapping[str, str]) -> list[str]:
         for name, value in variables.items()
         if name == "CONTA_HOME" or name not in os.environ
     ]
+
+
+def locate_data(config: Config) -> Config:
+    """The settings with an absolute `data.root`.
+
+    Raises:
+        InputError: If there is no such folder, or none was given where one is needed.
+    """
+    from wsss_core.errors import InputError
+
+    if config.data.source == "scenes":
+        return config
+    if config.data.root is None:
+        raise InputError(
+            f"source {config.data.source!r} needs the folder of its photos; give it with --data DIR"
+        )
+    root = config.data.root.absolute()
+    if not root.is_dir() and not config.data.download:
+        raise InputError(f"no folder at {root}; give the one of your photos with --data DIR")
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})

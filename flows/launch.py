@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from flows import runs, servers
-from flows.environment import set_defaults
+from flows.environment import locate_data, set_defaults
 from flows.locks import find_holder
 from wsss_core.config import Config, parse_config
 from wsss_core.errors import BusyError, ContaError, DataError, InputError, SettingsError
@@ -51,7 +51,7 @@ def execute(
             check_same(former, config, home)
         server.wait_ready()
         with _ending_politely():
-            name = conta_flow(config, until)
+            name = conta_flow(config, cast("runs.StageName | None", until))
     finally:
         servers.close_prefect(server)
     run = runs.read_run(home, name)
@@ -89,6 +89,29 @@ def resume(run: runs.Run, *, home: Path) -> runs.Run:
     return execute(config, home=home, former=run)
 
 
+def deploy(
+    recipes: Sequence[Config], *, home: Path, cron: str | None, say: Callable[[str], None]
+) -> None:
+    """Serve recipes to Prefect's pages until Ctrl-C.
+
+    Args:
+        recipes: Their settings.
+        home: CONTA_HOME.
+        cron: When each starts by itself; None for by hand alone.
+        say: Gets each line for the user.
+
+    Raises:
+        InputError: If there is no server that stays, or the arguments make no deployment.
+    """
+    located = [locate_data(config) for config in recipes]
+    set_defaults(home)
+    servers.join_prefect(home)
+    from flows.conta import conta_flow
+    from flows.deploy import serve_recipes
+
+    serve_recipes(conta_flow, located, home=home, cron=cron, say=say)
+
+
 def check_same(former: runs.Run, config: Config, home: Path) -> None:
     """Make sure that the settings and the data of a run still are what they were.
 
@@ -123,24 +146,6 @@ def plan(config: Config, *, home: Path) -> list[Planned]:
     from flows.plan import plan_run
 
     return plan_run(config, home)
-
-
-def locate_data(config: Config) -> Config:
-    """The settings with an absolute `data.root`.
-
-    Raises:
-        InputError: If there is no such folder, or none was given where one is needed.
-    """
-    if config.data.source == "scenes":
-        return config
-    if config.data.root is None:
-        raise InputError(
-            f"source {config.data.source!r} needs the folder of its photos; give it with --data DIR"
-        )
-    root = config.data.root.absolute()
-    if not root.is_dir() and not config.data.download:
-        raise InputError(f"no folder at {root}; give the one of your photos with --data DIR")
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 
 @contextlib.contextmanager

@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from wsss_core.errors import BusyError
+from wsss_core.errors import BusyError, StoreError
 
 BEAT_S, STALE_S = 60.0, 300.0
 _TRIES = 5  # `find_holder` may have a free lock for an instant
@@ -54,9 +55,9 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         BusyError: If another live process holds it.
+        StoreError: If its file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with _open(path) as file:
         free = _try_lock(file.fileno())
         holder = read_holder(path)
         if not free or _lives_elsewhere(holder):
@@ -98,6 +99,16 @@ def read_holder(path: Path) -> Holder | None:
         return found and Holder(found[1], int(found[2]), path.stat().st_mtime)
     except OSError:
         return None
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); check its owner, permissions and disk"
+        ) from error
 
 
 def _lives_elsewhere(holder: Holder | None) -> bool:

@@ -109,7 +109,7 @@ def _chart(curves: Sequence[Sequence[tuple[int, float]]]) -> str:
     points = [point for curve in curves for point in curve]
     last = max(1, *(x for x, _ in points))
     low, high = min(y for _, y in points), max(y for _, y in points)
-    low, high = (low, high) if high - low > 0.01 else (low - 0.005, high + 0.005)
+    low, high = (low, high) if high - low > 0.01 else (max(0.0, low - 0.005), high + 0.005)
 
     def place(x: int, y: float) -> tuple[float, float]:
         right = MARGIN + (WIDTH - 2 * MARGIN) * x / last

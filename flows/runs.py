@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -28,7 +28,7 @@ from wsss_core.store import write_atomically
 _RECORD, _LOCK, _LOG = "run.json", "lock", "run.log"
 _OURS = ("flows", "tasks", "wsss_core")  # Python's default level would drop what they note
 
-MAIN_STAGES = (
+StageName = Literal[
     "classifier",
     "cams",
     "boundary_labels",
@@ -38,7 +38,8 @@ MAIN_STAGES = (
     "predictions",
     "test",
     "confounders",
-)
+]
+MAIN_STAGES = get_args(StageName)
 """Names of the stages that a round is made of; the others look at what these made."""
 
 TABLE_METRICS = (

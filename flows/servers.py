@@ -99,8 +99,32 @@ def open_prefect(home: Path) -> Server:
     Raises:
         InputError: If the user's does not answer.
     """
+    server = _find_prefect(home)
+    if server is None:
+        server = _start_prefect(home, find_free_port(), with_pages=False)
+        # a link to it would be dead in a minute; `conta ui` will show the run there
+        os.environ.setdefault("PREFECT_UI_URL", f"http://{HOST}:{PREFECT_PORT}")
+        _point_prefect(server)
+    return server
+
+
+def join_prefect(home: Path) -> Server:
+    """The Prefect server for what has to outlast a run: the user's, or that of a live `conta ui`.
+
+    Raises:
+        InputError: If there is none, or the user's does not answer.
+    """
+    server = _find_prefect(home)
+    if server is None:
+        raise InputError(
+            "there is no Prefect server that stays; start `conta ui` in another terminal, "
+            "or set PREFECT_API_URL"
+        )
+    return server
+
+
+def _find_prefect(home: Path) -> Server | None:
     from prefect.client.orchestration import get_client
-    from prefect.context import refresh_global_settings_context
 
     given = _given_api()
     if given is not None:
@@ -113,15 +137,18 @@ def open_prefect(home: Path) -> Server:
             )
         return Server(given, "/health")
     links = live_ui(home)
-    if links is not None:
-        server = Server(links["prefect"], "/api/health")
-    else:
-        server = _start_prefect(home, find_free_port(), with_pages=False)
-        # a link to it would be dead in a minute; `conta ui` will show the run there
-        os.environ.setdefault("PREFECT_UI_URL", f"http://{HOST}:{PREFECT_PORT}")
+    if links is None:
+        return None
+    server = Server(links["prefect"], "/api/health")
+    _point_prefect(server)
+    return server
+
+
+def _point_prefect(server: Server) -> None:
+    from prefect.context import refresh_global_settings_context
+
     os.environ["PREFECT_API_URL"] = f"{server.url}/api"
     refresh_global_settings_context()
-    return server
 
 
 def name_servers(home: Path) -> dict[str, str]:
@@ -237,6 +264,8 @@ def _serve(home: Path, say: Callable[[str], None]) -> None:
             servers.append(_start_mlflow(home, find_free_port(MLFLOW_PORT)))
             for server in servers:
                 server.wait_ready(told)
+            if told.is_set():
+                return
             links = {"prefect": servers[0].url, "mlflow": servers[1].url, "pid": str(os.getpid())}
             write_atomically(home / _LINKS, json.dumps(links, indent=1).encode())
             _say_links(home, links, say)

@@ -58,11 +58,12 @@ class StagePolicy(CachePolicy):
         config: Config = inputs["config"]
         work: Workspace = inputs["work"]
         manifests = {name: inputs[name] for name in inputs if name not in ("config", "work")}
-        key = f"{self.stage.name}-{self.stage.key(config, **manifests)}"
+        asked = self.stage.key(config, **manifests)
+        key = f"{self.stage.name}-{asked}"
         found, _problem = self.stage.find(config, work, **manifests)
         _settle_record(get_result_store(), key, found)
         if found is None:
-            _tell_wait(self.stage.name, self.stage.key(config, **manifests), work)
+            _tell_wait(self.stage.name, asked, work)
         return key
 
 

@@ -36,6 +36,7 @@ SURFACE = {
     "store du": {},
     "store gc": {"dry_run": "--dry-run"},
     "ui": {},
+    "deploy": {"recipes": "RECIPE ...", "data": "--data", "cron": "--cron"},
     "env": {},
     "doctor": {},
 }

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from flows import locks
-from wsss_core.errors import BusyError
+from wsss_core.errors import BusyError, StoreError
 
 
 def _hold(path, taken, done):
@@ -70,6 +70,13 @@ def test_hold__the_heart_beats_and_stops(tmp_path, monkeypatch):
             time.sleep(0.01)
         assert path.stat().st_mtime > 0
     assert not path.read_text()
+
+
+def test_hold__a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    said = r"file/lock cannot be written \((File exists|Not a directory)\); check its owner"
+    with pytest.raises(StoreError, match=said), locks.hold(tmp_path / "file" / "lock", "it"):
+        pass
 
 
 @pytest.mark.parametrize("text", [None, "", "nonsense"])

@@ -1,0 +1,109 @@
+"""Runs that are started from Prefect's pages, by hand or by a schedule.
+
+`conta deploy` is the short way: it serves recipes from this machine until Ctrl-C. Work pools, for
+several machines, are in `deployments/prefect.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from prefect import serve
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.flows import Flow
+from pydantic import ValidationError
+
+from wsss_core.config import Config
+from wsss_core.errors import InputError
+
+HEARTBEAT_S, DEAD_S = 30, 90
+"""How often a flow run says that it lives, and how long it may say nothing."""
+
+AUTOMATION = "conta: runs of dead machines are crashed"
+
+
+def serve_recipes(
+    conta_flow: Flow[..., str],
+    recipes: Sequence[Config],
+    *,
+    home: Path,
+    cron: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """Serve a deployment for each recipe, one run at a time, until Ctrl-C.
+
+    Args:
+        conta_flow: The flow.
+        recipes: Their settings fill the run form; `data.root` is absolute.
+        home: CONTA_HOME, absolute; the runs get it from this process.
+        cron: When each of them starts by itself; None for by hand alone.
+        say: Gets each line for the user.
+
+    Raises:
+        InputError: If `cron` means nothing, or two recipes have one name.
+    """
+    names = [config.name for config in recipes]
+    if len(set(names)) < len(names):
+        raise InputError(f"several recipes are called {max(names, key=names.count)}; rename one")
+    made = [make_deployment(conta_flow, config, home=home, cron=cron) for config in recipes]
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_S)
+    watch_for_dead_machines()
+    when = "by hand" if cron is None else f"by hand and at {cron!r}"
+    say(f"served from this terminal, to be started {when}: {', '.join(names)}")
+    say("start one on Prefect's page, or by: prefect deployment run conta/" + names[0])
+    say("Ctrl-C ends it")
+    serve(*made, pause_on_shutdown=False, print_starting_message=False, limit=1)
+
+
+def make_deployment(
+    conta_flow: Flow[..., str], config: Config, *, home: Path, cron: str | None
+) -> RunnerDeployment:
+    """The deployment of a recipe.
+
+    Raises:
+        InputError: If `cron` means nothing.
+    """
+    try:
+        schedule = None if cron is None else CronSchedule(cron=cron)
+    except ValidationError:
+        raise InputError(
+            f"--cron {cron!r} is no schedule; write minute, hour, day, month and weekday, "
+            "such as '0 2 * * *' for two at night"
+        ) from None
+    return conta_flow.to_deployment(
+        name=config.name,
+        parameters={"config": config.model_dump(mode="json")},
+        schedules=None if schedule is None else [schedule],
+        description=f"Settings of the recipe `{config.name}`; results in `{home}`.",
+        tags=["conta"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def watch_for_dead_machines() -> None:
+    """Have the server mark a flow run that fell silent as crashed, for nobody else is left to."""
+    trigger = EventTrigger(
+        posture=Posture.Proactive,
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.*"},
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        match_related={"prefect.resource.role": "flow", "prefect.resource.name": "conta"},
+        for_each={"prefect.resource.id"},
+        threshold=1,
+        within=timedelta(seconds=DEAD_S),
+    )
+    crash = ChangeFlowRunState(
+        state=StateType.CRASHED, message=f"no sign of life for {DEAD_S} s; its machine may be dead"
+    )
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(AUTOMATION):
+            automation = AutomationCore(name=AUTOMATION, trigger=trigger, actions=[crash])
+            client.create_automation(automation)

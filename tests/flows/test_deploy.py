@@ -1,0 +1,106 @@
+"""What Prefect's pages know of a deployment, asked of a real server."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+
+from flows import deploy, gpu, launch, servers
+from wsss_core.config import parse_config
+from wsss_core.errors import InputError
+
+RECIPE = parse_config({"name": "toy-recipe", "rounds": 3, "causal": {"context": "none"}})
+
+
+@pytest.fixture
+def conta_flow():
+    from flows.conta import conta_flow
+
+    return conta_flow
+
+
+@pytest.mark.flow
+def test_make_deployment__form_shows_the_settings_and_bad_values_are_named(home, conta_flow):
+    made = deploy.make_deployment(conta_flow, RECIPE, home=home, cron="0 2 * * *")
+    made.apply()
+    with get_client(sync_client=True) as client:
+        known = client.read_deployment_by_name("conta/toy-recipe")
+        assert [item.schedule.cron for item in known.schedules] == ["0 2 * * *"]
+        assert str(home) in known.description
+        assert known.entrypoint == "flows.conta.conta_flow"
+        assert known.parameters["config"]["rounds"] == 3
+        tree = known.parameter_openapi_schema["definitions"]
+        rounds = tree["Config"]["properties"]["rounds"]
+        assert (rounds["minimum"], rounds["maximum"]) == (0, 20)
+        assert rounds["description"].startswith("T: rounds after round 0")
+        assert "shuffled_photo" in tree["CausalConfig"]["properties"]["context"]["enum"]
+        assert tree["SeedsConfig"]["additionalProperties"] is False
+        for change, said in (
+            ({"rounds": 99}, "config.rounds"),
+            ({"causal": {"context": "magic"}}, "config.causal.context"),
+            ({"sedes": {}}, "sedes"),
+        ):
+            with pytest.raises(Exception, match="Validation failed") as refused:
+                client.create_flow_run_from_deployment(
+                    known.id, parameters={"config": {**known.parameters["config"], **change}}
+                )
+            answer = getattr(refused.value, "response", None)
+            assert said in (str(refused.value) if answer is None else answer.text)
+        client.delete_deployment(known.id)
+
+
+@pytest.mark.flow
+def test_watch_for_dead_machines__once(home):
+    deploy.watch_for_dead_machines()
+    deploy.watch_for_dead_machines()
+    with get_client(sync_client=True) as client:
+        (known,) = client.read_automations_by_name(deploy.AUTOMATION)
+    assert known.enabled
+    assert known.trigger.after == {"prefect.flow-run.heartbeat"}
+    assert known.trigger.within.total_seconds() >= 3 * deploy.HEARTBEAT_S
+    assert [action.type for action in known.actions] == ["change-flow-run-state"]
+
+
+@pytest.mark.flow
+def test_turn_on_gpu__one_at_a_time(home, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, GPU-abc")
+    name, notes = f"conta-gpu-{socket.gethostname()}-GPU-abc", []
+    with get_client(sync_client=True) as client:
+        with pytest.raises(ObjectNotFound):
+            client.read_global_concurrency_limit_by_name(name)
+        with gpu.turn_on_gpu(1, note=notes.append):
+            limit = client.read_global_concurrency_limit_by_name(name)
+            assert (limit.limit, limit.active_slots) == (1, 1)
+        assert client.read_global_concurrency_limit_by_name(name).active_slots == 0
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "device"),
+    [("", 0, "0"), ("", 3, "3"), ("2,5", 1, "5"), ("2,5", 7, "7"), ("GPU-abc", 0, "GPU-abc")],
+)
+def test_device_id__counts_on_the_host(monkeypatch, visible, index, device):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu._device_id(index) == device
+
+
+def test_serve_recipes__wrong_use(tmp_path, conta_flow):
+    with pytest.raises(InputError, match="several recipes are called toy-recipe"):
+        deploy.serve_recipes(conta_flow, [RECIPE] * 2, home=tmp_path, cron=None, say=print)
+    with pytest.raises(InputError, match="--cron 'at night' is no schedule; write minute"):
+        deploy.serve_recipes(conta_flow, [RECIPE], home=tmp_path, cron="at night", say=print)
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_deploy__needs_a_server_that_stays(tmp_path):
+    from prefect.context import refresh_global_settings_context
+
+    os.environ.pop("PREFECT_API_URL", None)
+    refresh_global_settings_context()
+    with pytest.raises(InputError, match="start `conta ui` in another terminal"):
+        launch.deploy([RECIPE], home=tmp_path, cron=None, say=print)
+    assert servers.live_ui(tmp_path) is None
