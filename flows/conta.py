@@ -38,7 +38,7 @@ def conta_flow(config: Config, until: str | None = None) -> str:
 
     Args:
         config: The settings.
-        until: Stop in round 0 after the stages of this name.
+        until: Stop in round 0 after the stages of this name; `STAGE:N` stops in round N.
 
     Returns:
         Name of the run.
@@ -91,7 +91,9 @@ class Computing:
         until: str | None,
     ) -> None:
         self._config, self._work, self._data = config, work, data
-        self._run, self._tracker, self._until = run, tracker, until
+        self._run, self._tracker = run, tracker
+        self._until, _, last = (until or "").partition(":")
+        self._last_round = int(last or 0)
         self._round = -1
         self._num_cached = 0
         self._enough = False
@@ -113,7 +115,8 @@ class Computing:
         began_ms = time.time_ns() // 1_000_000
         made = named(self._config, self._work, data=self._data, **inputs)
         self._keep(label, made, computed=made.finished_ms >= began_ms)
-        self._enough = self._enough or task.name == self._until
+        reached = task.name == self._until and self._round >= self._last_round
+        self._enough = self._enough or reached
         return made
 
     def end_round(self) -> None:

@@ -16,6 +16,7 @@ from wsss_core.errors import ContaError, InputError
 
 if TYPE_CHECKING:
     from flows.plan import Planned
+    from flows.study import Study
 
 STAGES = runs.MAIN_STAGES
 """What `until` may name."""
@@ -52,6 +53,30 @@ def execute(config: Config, *, home: Path, until: str | None = None) -> runs.Run
     if run is None:
         raise ContaError(f"the record of run {name} cannot be read; run the same command again")
     return run
+
+
+def execute_study(study: Study, *, home: Path, folder: Path, data: Path | None) -> int:
+    """Compute the cells of a study that are missing, with progress on stderr; returns how many.
+
+    Args:
+        study: The study.
+        home: CONTA_HOME.
+        folder: Of its cells.
+        data: Folder of the photos, where the recipe needs one.
+
+    Raises:
+        ContaError: As `execute`; the cells that are done stay.
+    """
+    set_defaults(home)
+    server = servers.open_prefect(home)
+    try:
+        from flows.cells import study_flow
+
+        server.wait_ready()
+        with _ending_politely():
+            return study_flow(study, folder, data)
+    finally:
+        servers.close_prefect(server)
 
 
 def plan(config: Config, *, home: Path) -> list[Planned]:

@@ -16,6 +16,7 @@ SURFACE = {
         "dry_run": "--dry-run",
     },
     "compare": {"runs": "[RUN ...]", "as_json": "--json"},
+    "study": {"study": "STUDY", "data": "--data", "out": "--out/-o", "verify": "--verify"},
     "predict": {
         "photos": "PHOTOS",
         "model": "--model",
