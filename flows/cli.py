@@ -180,6 +180,44 @@ def _write_page(chosen: list[Run], home: Path, file: Path) -> str:
 
 
 @app.command()
+def study(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file with the arms.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of your photos (data.root).")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of all studies' cells.")
+    ] = Path("docs/studies"),
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compute nothing; compare the tables with the cells.")
+    ] = False,
+) -> None:
+    """Run what is missing of a study and print its tables.
+
+    Every arm under every seed is one small file in OUT, made to be committed. The tables are made
+    of these files alone; --verify makes them again and compares them with those written down, and
+    with those that findings.md beside OUT quotes.
+    """
+    from flows.environment import resolve_home
+    from flows.study import TABLES, build_tables, find_cells, list_missing, load_study
+    from flows.study import verify as verify_study
+    from wsss_core.store import write_atomically
+
+    asked = load_study(study)
+    folder = out / asked.name
+    if verify:
+        typer.echo(verify_study(asked, folder, findings=out.parent / "findings.md"))
+        return
+    if list_missing(asked, find_cells(asked, folder)):
+        from flows.launch import execute_study
+
+        execute_study(asked, home=resolve_home(), folder=folder.absolute(), data=data)
+    tables = "\n\n".join(build_tables(asked, find_cells(asked, folder)))
+    write_atomically(folder / TABLES, f"{tables}\n".encode())
+    typer.echo(tables)
+
+
+@app.command()
 def predict(
     photos: Annotated[
         Path, typer.Argument(metavar="PHOTOS", help="A photo or a folder of photos.")

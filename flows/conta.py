@@ -34,14 +34,15 @@ logger = logging.getLogger(__name__)
 
 
 @flow(name="conta")
-def conta_flow(config: Config, until: StageName | None = None) -> str:
+def conta_flow(config: Config, until: StageName | None = None, until_round: int = 0) -> str:
     """Train from tags to masks, round after round; what is there is taken from the store.
 
     The home is CONTA_HOME, the folder of the photos `config.data.root`.
 
     Args:
         config: The settings; `wsss_core/config.py` has the source of every default.
-        until: Stop in round 0 after the stages of this name.
+        until: Stop after the stages of this name.
+        until_round: In this round.
 
     Returns:
         Name of the run.
@@ -57,7 +58,8 @@ def conta_flow(config: Config, until: StageName | None = None) -> str:
             cost = check_cost(planned, config, work, data)
             if cost is not None and until is None:
                 recorder.note(cost)
-            step = Computing(config, work, data, run=run, tracker=tracker, until=until)
+            stop = None if until is None else (until, until_round)
+            step = Computing(config, work, data, run=run, tracker=tracker, stop=stop)
             with contextlib.nullcontext() if cost is None else _turn(work):
                 try:
                     run_rounds(config, truth, step)
@@ -103,10 +105,11 @@ class Computing:
         *,
         run: Run,
         tracker: Tracker,
-        until: str | None,
+        stop: tuple[str, int] | None,
     ) -> None:
         self._config, self._work, self._data = config, work, data
-        self._run, self._tracker, self._until = run, tracker, until
+        self._run, self._tracker = run, tracker
+        self._until, self._last_round = stop or ("", 0)
         self._round = -1
         self._num_cached = 0
         self._enough = False
@@ -139,7 +142,8 @@ class Computing:
         began_ms = time.time_ns() // 1_000_000
         made = named(config, self._work, data=self._data, **inputs)
         self._keep(label, made, computed=made.finished_ms >= began_ms)
-        self._enough = self._enough or task.name == self._until
+        reached = task.name == self._until and self._round >= self._last_round
+        self._enough = self._enough or reached
         return made
 
     def end_round(self) -> None:

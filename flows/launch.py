@@ -17,6 +17,7 @@ from wsss_core.errors import BusyError, ContaError, DataError, InputError, Setti
 
 if TYPE_CHECKING:
     from flows.plan import Planned
+    from flows.study import Study
 
 STAGES = runs.MAIN_STAGES
 """What `until` may name."""
@@ -134,6 +135,30 @@ def check_same(former: runs.Run, config: Config, home: Path) -> None:
             f"run {former.name} was made by another version of conta, to which its settings meant "
             "another run; start it again by its recipe"
         )
+
+
+def execute_study(study: Study, *, home: Path, folder: Path, data: Path | None) -> int:
+    """Compute the cells of a study that are missing, with progress on stderr; returns how many.
+
+    Args:
+        study: The study.
+        home: CONTA_HOME.
+        folder: Of its cells.
+        data: Folder of the photos, where the recipe needs one.
+
+    Raises:
+        ContaError: As `execute`; the cells that are done stay.
+    """
+    set_defaults(home)
+    server = servers.open_prefect(home)
+    try:
+        from flows.cells import study_flow
+
+        server.wait_ready()
+        with _ending_politely():
+            return study_flow(study, folder, data)
+    finally:
+        servers.close_prefect(server)
 
 
 def plan(config: Config, *, home: Path) -> list[Planned]:

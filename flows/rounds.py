@@ -99,6 +99,9 @@ def run_round(
         cams, masks = None, step(stages.truth_masks, truth=truth)
     else:
         made.classifier, cams, masks = make_masks(config, truth, step, former)
+        if made.classifier is not None:
+            x_m = None if former.confounders is None else former.predictions
+            step(stages.audit_blur, classifier=made.classifier, x_m=x_m, masks=masks)
     made.segmenter = step(stages.train_segmenter, masks=masks)
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)

@@ -13,6 +13,7 @@ from wsss_core.config import Config
 from wsss_core.records import Manifest
 from wsss_core.stages.audit import audit_masks as _audit_masks
 from wsss_core.stages.audit import audit_segmenter as _audit_segmenter
+from wsss_core.stages.audit_blur import audit_blur as _audit_blur
 from wsss_core.stages.boundary import train_boundary as _train_boundary
 from wsss_core.stages.boundary_labels import label_boundaries as _label_boundaries
 from wsss_core.stages.calibrate import calibrate_seeds as _calibrate_seeds
@@ -263,6 +264,20 @@ def audit_segmenter(
     return _audit_segmenter(
         config, work, data=data, truth=truth, predictions=predictions, split=split
     )
+
+
+@stage_task(_audit_blur)
+def audit_blur(
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    classifier: Manifest,
+    x_m: Manifest | None,
+    masks: Manifest,
+) -> Manifest:
+    """What each class's score loses where its company is blurred; needs no truth."""
+    return _audit_blur(config, work, data=data, classifier=classifier, x_m=x_m, masks=masks)
 
 
 @stage_task(_check_tags)

@@ -17,6 +17,7 @@ SURFACE = {
     },
     "resume": {"run": "[RUN]"},
     "compare": {"runs": "[RUN ...]", "as_json": "--json", "html": "--html"},
+    "study": {"study": "STUDY", "data": "--data", "out": "--out/-o", "verify": "--verify"},
     "predict": {
         "photos": "PHOTOS",
         "model": "--model",

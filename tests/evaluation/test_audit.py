@@ -14,6 +14,7 @@ from wsss_core.evaluation.audit import (
     class_counts,
     draw_audit,
     mass_by_label,
+    name_drops,
     name_worst,
 )
 from wsss_core.evaluation.confusion import confusion_matrix
@@ -100,6 +101,19 @@ def test_name_worst__in_words_and_not_from_an_anecdote():
         "25 % of the pseudo-mask of cat lies on dog (7 photos)",
         "20 % of the CAM of dog lies on cat (7 photos)",
         "10 % of the pseudo-mask of dog lies on cat (7 photos)",
+    ]
+
+
+def test_name_drops__in_words_and_not_of_a_class_by_itself():
+    drops = [[Shares() for _ in CLASSES] for _ in CLASSES]
+    drops[0][0].add(5, 6)
+    drops[0][1].add(1.5, 6)
+    drops[1][0].add(3, 6)
+    drops[1][2].add(3, 4)
+    drops[2][1].add(-1, 9)
+    assert name_drops(drops, classes=CLASSES) == [
+        "dog loses 50 points of probability where cat is blurred (6 photos)",
+        "cat loses 25 points of probability where dog is blurred (6 photos)",
     ]
 
 

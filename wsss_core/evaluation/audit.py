@@ -237,6 +237,27 @@ def name_worst(
     ]
 
 
+def name_drops(drops: Sequence[Sequence[Shares]], *, classes: Sequence[str]) -> list[str]:
+    """The pairs whose class i loses most where j is blurred, worst first, in words.
+
+    Args:
+        drops: Running means of the lost probability; rows i, columns j.
+        classes: Foreground names.
+    """
+    found = [
+        (drop.value(), int(drop.whole), i, j)
+        for i, row in enumerate(drops)
+        for j, drop in enumerate(row)
+        if i != j and drop.whole >= MIN_PHOTOS and drop.part > 0
+    ]
+    found.sort(key=lambda item: -item[0])
+    return [
+        f"{classes[i]} loses {100 * drop:.0f} points of probability where {classes[j]} is blurred "
+        f"({photos} photos)"
+        for drop, photos, i, j in found[:WORST_PAIRS]
+    ]
+
+
 def draw_audit(audit: Audit, *, title: str) -> Image.Image:
     """One picture: a matrix of leaks for each kind of mass, bars of IoU, the worst pairs in words.
 

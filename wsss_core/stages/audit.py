@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from wsss_core.data.images import read_mask
 from wsss_core.errors import DataError
@@ -172,6 +172,12 @@ def _count_roles(
     for role in () if counts.gaps is None else ("part", "object"):
         where = roles.where(photo, role)
         counts.scenes.setdefault(role, Shares()).add(float(mass[where].sum()), float(where.sum()))
+
+
+def read_photo_counts(folder: Path) -> Int64[np.ndarray, "p 3 labels"] | None:
+    """The `class_counts` of each photo of an audit, in the split's order; None without any."""
+    path = folder / PHOTO_COUNTS
+    return load_file(path)["counts"] if path.is_file() else None
 
 
 audit_masks = Stage("audit", _write_masks, lambda config: {})

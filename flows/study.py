@@ -1,0 +1,367 @@
+"""Studies: arms against one control over seeds, one JSON a finished cell, tables made of cells.
+
+A cell is one arm under one seed. Its file is small and meant to be committed: the settings it was
+made with, the scores of its rounds, and bootstrap draws of its end point. The tables need nothing
+else, so anybody can make them again without the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from flows.runs import MAIN_STAGES
+from wsss_core.config import Config, load_recipe, parse_config
+from wsss_core.errors import DataError, SettingsError
+from wsss_core.evaluation.paired import Interval, bootstrap_interval, student_interval
+from wsss_core.store import write_atomically
+
+TABLES = "tables.md"
+_RAW = ("context/", "adjustment/", "confounders/")  # ratios that are no scores
+ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_+.-]{0,40}$")]
+
+
+class Study(BaseModel):
+    """What a study file says.
+
+    Attributes:
+        name: Folder of its cells, and their experiment in MLflow.
+        recipe: What every arm starts from; in the file relative to its folder.
+        seeds: One cell of every arm each.
+        seeded: Settings that take the seed's value.
+        rounds: Rounds after round 0; the last one is compared.
+        until: Stop in the last round after this stage; None goes to its end.
+        settings: What every arm changes in the recipe, dotted names.
+        arms: What each arm changes beyond that.
+        against: The arm that the others are compared with.
+        endpoint: The one metric that the study was planned for.
+        metrics: Further columns.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
+    recipe: Path
+    seeds: tuple[int, ...] = Field(min_length=1)
+    seeded: tuple[str, ...] = ("seed",)
+    rounds: int = Field(1, ge=0, le=20)
+    until: str | None = None
+    settings: dict[str, Any] = {}
+    arms: dict[ArmName, dict[str, Any]] = Field(min_length=1)
+    against: str
+    endpoint: str = "pseudo/miou"
+    metrics: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Study:
+        if self.against not in self.arms:
+            raise ValueError(f"against: {self.against!r} is no arm; there are {list(self.arms)}")
+        if self.until is not None and self.until not in MAIN_STAGES:
+            raise ValueError(f"until: no stage {self.until!r}; there are {list(MAIN_STAGES)}")
+        return self
+
+    def config(self, arm: str, seed: int, *, data: Path | None = None) -> Config:
+        """The settings of a cell.
+
+        Args:
+            arm: Name of the arm.
+            seed: Value of every setting in `seeded`.
+            data: Folder of the photos, where the recipe needs one.
+
+        Raises:
+            SettingsError: For an unknown name or a value out of range.
+        """
+        changes = {"name": self.name, "rounds": self.rounds, **self.settings, **self.arms[arm]}
+        changes |= dict.fromkeys(self.seeded, seed)
+        if data is not None:
+            changes["data.root"] = str(data)
+        texts = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
+        try:
+            return load_recipe(self.recipe, texts)
+        except SettingsError as error:
+            raise SettingsError(f"arm {arm!r} of study {self.name}: {error}") from None
+
+    @property
+    def stop(self) -> str | None:
+        """Where the flow stops, as its `until`."""
+        return None if self.until is None else f"{self.until}:{self.rounds}"
+
+
+class Cell(BaseModel):
+    """What one arm gave under one seed.
+
+    Attributes:
+        arm: Name of the arm.
+        seed: The seed.
+        stop: Where the study asked it to stop.
+        config: The resolved settings.
+        data: Content digest of the data.
+        rounds: Flat metrics of each round, those of single classes left out.
+        bootstrap: The end point of the last round under draws of photos; empty if the artifacts
+            hold no counts of single photos.
+        artifacts: Content digest of what each stage of the last round made.
+        versions: Of the libraries.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str
+    seed: int
+    stop: str | None
+    config: dict[str, Any]
+    data: str
+    rounds: list[dict[str, float]]
+    bootstrap: list[float] = []
+    artifacts: dict[str, str] = {}
+    versions: dict[str, str] = {}
+
+
+Cells = Mapping[tuple[str, int], Cell]
+"""Cells by arm and seed."""
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        SettingsError: For a missing file, broken YAML or a fault in it; one line.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SettingsError(
+            f"no study at {path}; those that ship are in recipes/studies/"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        fault = " ".join(str(error).split())
+        raise SettingsError(f"{path} cannot be read as YAML: {fault}") from None
+    try:
+        study = Study.model_validate(tree)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": Value error, ")
+            for item in error.errors()
+        ]
+        raise SettingsError(f"{path}: {'; '.join(faults)}") from None
+    return study.model_copy(update={"recipe": path.parent / study.recipe})
+
+
+def cell_path(folder: Path, arm: str, seed: int) -> Path:
+    """The file of a cell."""
+    return folder / f"{arm}-{seed}.json"
+
+
+def write_cell(folder: Path, cell: Cell) -> None:
+    """Keep a finished cell; a reader never sees half of it."""
+    text = json.dumps(cell.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    write_atomically(cell_path(folder, cell.arm, cell.seed), text.encode())
+
+
+def find_cells(study: Study, folder: Path) -> dict[tuple[str, int], Cell]:
+    """The cells of a study that are there and were made with the settings it asks for today.
+
+    A setting that did not exist when a cell was made counts as its default.
+    """
+    found = {}
+    for arm in study.arms:
+        for seed in study.seeds:
+            cell = _read_cell(cell_path(folder, arm, seed))
+            if cell is not None and _answers(cell, study, arm, seed):
+                found[arm, seed] = cell
+    return found
+
+
+def list_missing(study: Study, cells: Cells) -> list[tuple[str, int]]:
+    """Arm and seed of what is not done; seed by seed, so that arms find what they share."""
+    return [(arm, seed) for seed in study.seeds for arm in study.arms if (arm, seed) not in cells]
+
+
+def verify(study: Study, folder: Path, *, findings: Path) -> str:
+    """The tables made anew from the cells, after they were found equal to those written down.
+
+    Args:
+        study: The study.
+        folder: Of its cells and its `tables.md`.
+        findings: A page that may quote tables: what follows a line `<!-- table NAME -->` up to the
+            next empty line.
+
+    Raises:
+        DataError: If a cell is missing, or a table says something else than the cells.
+    """
+    cells = find_cells(study, folder)
+    missing = list_missing(study, cells)
+    if missing:
+        arm, seed = missing[0]
+        raise DataError(
+            f"{len(missing)} of {len(study.arms) * len(study.seeds)} cells of {study.name} are "
+            f"missing, the first is arm {arm}, seed {seed}; run the study without --verify"
+        )
+    blocks = build_tables(study, cells)
+    text = "\n\n".join(blocks)
+    if _read(folder / TABLES).strip("\n") != text:
+        raise DataError(
+            f"{folder / TABLES} is not what the cells give; run the study without --verify"
+        )
+    for quoted in _quoted_tables(_read(findings), study.name):
+        if quoted not in blocks:
+            first = quoted.partition("\n")[0]
+            raise DataError(
+                f"a table of {study.name} in {findings} is not what the cells give (it begins "
+                f"{first!r}); copy it from {folder / TABLES}"
+            )
+    return text
+
+
+def build_tables(study: Study, cells: Cells) -> list[str]:
+    """The end point with its intervals, and the means of the other metrics; Markdown."""
+    return [_endpoint_table(study, cells), *_metric_tables(study, cells)]
+
+
+def _endpoint_table(study: Study, cells: Cells) -> str:
+    name = study.endpoint
+    last = f"{name}, round {study.rounds}"
+    head = ["arm", "seeds", last, f"less {study.against}", "95 %, seeds", "95 %, photos"]
+    rows = [_start_row(study, cells)] if study.rounds else []
+    for arm in study.arms:
+        scores = _scores(study, cells, arm, name)
+        row = [arm, str(len(scores)), _mean(scores.values(), name)]
+        if arm != study.against:
+            differences = _differences(study, cells, arm, name)
+            row += [
+                _signed(_average(differences), name),
+                _interval(student_interval(differences), name),
+                _interval(_photo_interval(study, cells, arm), name),
+            ]
+        rows.append(row)
+    return _markdown(head, rows)
+
+
+def _start_row(study: Study, cells: Cells) -> list[str]:
+    first = [
+        cell.rounds[0][study.endpoint]
+        for (arm, _), cell in cells.items()
+        if arm == study.against and study.endpoint in cell.rounds[0]
+    ]
+    return ["round 0", str(len(first)), _mean(first, study.endpoint)]
+
+
+def _metric_tables(study: Study, cells: Cells) -> list[str]:
+    """Means, and in brackets the paired difference with half its 95 % interval over seeds."""
+    if not study.metrics:
+        return []
+    rows = []
+    for arm in study.arms:
+        row = [arm]
+        for name in study.metrics:
+            text = _mean(_scores(study, cells, arm, name).values(), name)
+            interval = student_interval(_differences(study, cells, arm, name))
+            if arm != study.against and interval is not None:
+                reach = _number(interval.high - interval.mean, name)
+                text += f" ({_signed(interval.mean, name)} ± {reach})"
+            row.append(text)
+        rows.append(row)
+    return [_markdown(["arm", *study.metrics], rows)]
+
+
+def _scores(study: Study, cells: Cells, arm: str, name: str) -> dict[int, float]:
+    """A metric of the last round by seed, where there is one."""
+    return {
+        seed: cells[arm, seed].rounds[-1][name]
+        for seed in study.seeds
+        if (arm, seed) in cells and name in cells[arm, seed].rounds[-1]
+    }
+
+
+def _differences(study: Study, cells: Cells, arm: str, name: str) -> list[float]:
+    ours = _scores(study, cells, arm, name)
+    theirs = _scores(study, cells, study.against, name)
+    return [score - theirs[seed] for seed, score in ours.items() if seed in theirs]
+
+
+def _photo_interval(study: Study, cells: Cells, arm: str) -> Interval | None:
+    return bootstrap_interval(
+        [
+            (cells[arm, seed].bootstrap, cells[study.against, seed].bootstrap)
+            for seed in study.seeds
+            if (arm, seed) in cells and (study.against, seed) in cells
+        ]
+    )
+
+
+def _average(values: Iterable[float]) -> float | None:
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _mean(values: Iterable[float], name: str) -> str:
+    average = _average(values)
+    return "-" if average is None else _number(average, name)
+
+
+def _number(value: float, name: str) -> str:
+    """Scores in percent, ratios and seconds as they are."""
+    if name.startswith(_RAW):
+        return f"{value:.3g}"
+    return f"{value:.0f}" if name.startswith("seconds") else f"{100 * value:.1f}"
+
+
+def _signed(value: float | None, name: str) -> str:
+    if value is None:
+        return "-"
+    return ("" if value < 0 else "+") + _number(value, name)
+
+
+def _interval(interval: Interval | None, name: str) -> str:
+    if interval is None:
+        return "-"
+    return f"{_signed(interval.low, name)} .. {_signed(interval.high, name)}"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    filled = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *filled]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _read_cell(path: Path) -> Cell | None:
+    try:
+        return Cell.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise DataError(f"{path} is no cell of a study; remove it, or take it from git") from None
+
+
+def _answers(cell: Cell, study: Study, arm: str, seed: int) -> bool:
+    try:
+        made_with = parse_config(cell.config)
+    except SettingsError:  # a setting of then does not exist any more
+        return False
+    asked = study.config(arm, seed)
+    return (cell.stop, made_with.rounds, made_with.digest()) == (
+        study.stop,
+        asked.rounds,
+        asked.digest(),
+    )
+
+
+def _quoted_tables(page: str, name: str) -> list[str]:
+    """What follows each mark of a study on a page, up to an empty line."""
+    parts = page.split(f"<!-- table {name} -->\n")[1:]
+    return [part.partition("\n\n")[0].strip("\n") for part in parts]
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

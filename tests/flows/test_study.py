@@ -1,0 +1,261 @@
+"""Studies: what a file may say, which cells are missing, and tables counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from flows import cli, study
+from tests.flows import toys as toy_stages
+from wsss_core.errors import DataError, SettingsError
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
+
+TREE = {
+    "name": "toy",
+    "recipe": "toy.yaml",
+    "seeds": [0, 1],
+    "rounds": 1,
+    "arms": {"none": {"causal.context": "none"}, "conta": {}},
+    "against": "none",
+    "metrics": ["cam/miou", "context/cosine"],
+}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Writes the study file; returns its path."""
+    (tmp_path / "toy.yaml").write_text("name: recipe\nsegmenter: {class_balanced: true}\n")
+
+    def write(**changes):
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(TREE | changes, sort_keys=False))
+        return tmp_path / "study.yaml"
+
+    return write
+
+
+def write_cells(asked, folder, scores, *, draws=None):
+    """Cells with a given end point: {arm: [score of each seed]}."""
+    for arm, values in scores.items():
+        for seed, value in zip(asked.seeds, values, strict=True):
+            rounds = [
+                {"pseudo/miou": 0.25, "cam/miou": 0.2},
+                {"pseudo/miou": value, "cam/miou": value / 2},
+            ]
+            if arm != "none":
+                rounds[1]["context/cosine"] = 0.98765
+            config = asked.config(arm, seed).model_dump(mode="json")
+            cell = study.Cell(
+                arm=arm,
+                seed=seed,
+                stop=asked.stop,
+                config=config,
+                data="d",
+                rounds=rounds,
+                bootstrap=[value + draw for draw in (draws or {}).get(arm, ())],
+            )
+            study.write_cell(folder, cell)
+
+
+def test_load_study__arms_are_settings_of_the_recipe(place):
+    asked = study.load_study(place(settings={"data.scenes.confounding": 0.5}, until="masks"))
+    config = asked.config("none", 7)
+    assert (config.name, config.seed, config.rounds) == ("toy", 7, 1)
+    assert (config.causal.context, config.data.scenes.confounding) == ("none", 0.5)
+    assert config.segmenter.class_balanced
+    assert config.data.scenes.seed == 0
+    assert asked.stop == "masks:1"
+    seeded = study.load_study(place(seeded=["seed", "data.scenes.seed"]))
+    assert seeded.config("conta", 7).data.scenes.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"against": "x"}, r"study\.yaml: against: 'x' is no arm; there are \['none', 'conta'\]"),
+        ({"until": "x"}, r"until: no stage 'x'; there are \['classifier', "),
+        ({"seeds": []}, r"study\.yaml: seeds: Tuple should have at least 1 item"),
+        ({"arm": {}}, r"study\.yaml: arm: Extra inputs are not permitted"),
+        ({"arms": {"A b": {}}}, r"arms\.A b.*should match pattern"),
+    ],
+)
+def test_load_study__faults_are_one_line(place, changes, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        study.load_study(place(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_load_study__no_file_and_no_such_setting(place, tmp_path):
+    with pytest.raises(SettingsError, match=r"no study at .*recipes/studies/"):
+        study.load_study(tmp_path / "none.yaml")
+    asked = study.load_study(place(arms={"none": {"causal.contxt": "none"}}, against="none"))
+    with pytest.raises(SettingsError, match=r"^arm 'none' of study toy: unknown setting"):
+        asked.config("none", 0)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_studies__those_that_ship_name_settings_that_exist(path):
+    asked = study.load_study(path)
+    assert asked.name == path.stem
+    keys = {asked.config(arm, asked.seeds[0]).digest() for arm in asked.arms}
+    assert len(keys) == len(asked.arms)
+
+
+def test_find_cells__those_made_with_these_settings(place, tmp_path):
+    asked = study.load_study(place())
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.4]})
+    assert not study.list_missing(asked, study.find_cells(asked, tmp_path))
+    changed = study.load_study(place(arms=TREE["arms"] | {"conta": {"causal.prior": "frequency"}}))
+    missing = study.list_missing(changed, study.find_cells(changed, tmp_path))
+    assert missing == [("conta", 0), ("conta", 1)]
+    more = study.load_study(place(seeds=[1, 2]))
+    missing = study.list_missing(more, study.find_cells(more, tmp_path))
+    assert missing == [("none", 2), ("conta", 2)]
+    for change in ({"until": "masks"}, {"rounds": 2}):
+        other = study.load_study(place(**change))
+        assert len(study.list_missing(other, study.find_cells(other, tmp_path))) == 4
+
+
+def test_find_cells__settings_of_before_and_after(place, tmp_path):
+    """One that came later counts as its default; one that went makes the cell another's."""
+    asked = study.load_study(place(seeds=[0]))
+    write_cells(asked, tmp_path, {"none": [0.2], "conta": [0.3]})
+    path = study.cell_path(tmp_path, "conta", 0)
+    document = json.loads(path.read_text())
+    del document["config"]["causal"]["exact_samples"]
+    path.write_text(json.dumps(document))
+    assert ("conta", 0) in study.find_cells(asked, tmp_path)
+    document["config"]["causal"]["gone"] = 1
+    path.write_text(json.dumps(document))
+    assert ("conta", 0) not in study.find_cells(asked, tmp_path)
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"conta-0\.json is no cell of a study"):
+        study.find_cells(asked, tmp_path)
+
+
+def test_build_tables__hand_counted(place, tmp_path):
+    asked = study.load_study(place())
+    draws = {"none": [0.0, 0.01], "conta": [0.0, 0.05]}
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]}, draws=draws)
+    endpoint, metrics = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    # differences .10 and .06: mean .08, deviation .02 sqrt 2, t(0.975, 1) = 12.706
+    # draws: .08 and .12, of which the interval is 2.5 % to 97.5 % of the way
+    assert endpoint.splitlines() == [
+        "| arm | seeds | pseudo/miou, round 1 | less none | 95 %, seeds | 95 %, photos |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| round 0 | 2 | 25.0 |  |  |  |",
+        "| none | 2 | 25.0 |  |  |  |",
+        "| conta | 2 | 33.0 | +8.0 | -17.4 .. +33.4 | +8.1 .. +11.9 |",
+    ]
+    assert metrics.splitlines()[2:] == [
+        "| none | 12.5 | - |",
+        "| conta | 16.5 (+4.0 ± 12.7) | 0.988 |",
+    ]
+
+
+def test_build_tables__one_seed_and_no_draws_have_no_interval(place, tmp_path):
+    asked = study.load_study(place(seeds=[3], metrics=[]))
+    write_cells(asked, tmp_path, {"none": [0.5], "conta": [0.4]})
+    (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    assert endpoint.splitlines()[-1] == "| conta | 1 | 40.0 | -10.0 | - | - |"
+
+
+def test_verify__says_what_differs_from_the_cells(place, tmp_path):
+    path, folder = place(), tmp_path / "studies" / "toy"
+    asked, findings = study.load_study(path), tmp_path / "findings.md"
+    write_cells(asked, folder, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+
+    def check():
+        return study.verify(asked, folder, findings=findings)
+
+    with pytest.raises(DataError, match=r"tables\.md is not what the cells give"):
+        check()
+    done = CliRunner().invoke(cli.app, ["study", str(path), "-o", str(folder.parent)])
+    assert done.exit_code == 0, done.output  # every cell is there: nothing is started
+    assert check() == done.output.strip("\n")
+    endpoint = check().partition("\n\n")[0]
+    findings.write_text(f"# Findings\n\n<!-- table toy -->\n{endpoint}\n\nWords.\n")
+    check()
+    assert (
+        CliRunner()
+        .invoke(cli.app, ["study", str(path), "-o", str(folder.parent), "--verify"])
+        .exit_code
+        == 0
+    )
+    findings.write_text(findings.read_text().replace("33.0", "43.0"))
+    with pytest.raises(DataError, match=r"a table of toy in .*findings\.md is not what the cells"):
+        check()
+    study.cell_path(folder, "none", 1).unlink()
+    with pytest.raises(DataError, match=r"1 of 4 cells of toy are missing, .* arm none, seed 1"):
+        check()
+
+
+@pytest.mark.flow
+def test_study_flow__shared_stages_once_and_only_missing_cells(home, place, tmp_path, monkeypatch):
+    from flows.cells import study_flow
+
+    toys = toy_stages.install(monkeypatch)
+    folder, asked = tmp_path / "cells", study.load_study(place(until="masks"))
+    assert study_flow(asked, folder) == 4
+    calls = toys.take_calls()
+    assert calls.count("scenes") == 1
+    # a seed: round 0, which both arms share, and conta's round 1, which stops after its masks
+    assert calls.count("classifier") == 2 * 2
+    assert calls.count("segmenter") == 2
+    # what toys make does not differ between seeds, so the second finds what follows a classifier
+    assert calls.count("masks") == 2
+    cells = study.find_cells(asked, folder)
+    assert len(cells) == 4
+    cell = cells["conta", 1]
+    assert [set(entry) & {"pseudo/miou", "seg_val/miou"} for entry in cell.rounds] == [
+        {"pseudo/miou", "seg_val/miou"},
+        {"pseudo/miou"},
+    ]
+    assert cell.rounds[0] == {**cells["none", 1].rounds[0], "seconds": cell.rounds[0]["seconds"]}
+    assert cell.artifacts["masks"]
+    assert cell.config["causal"]["context"] == "conta"
+
+    study.cell_path(folder, "none", 0).unlink()
+    assert study_flow(asked, folder) == 1
+    assert toys.take_calls() in ([], ["truth"])
+    assert study_flow(asked, folder) == 0
+
+
+def test_take_cell__bootstrap_from_the_counts_of_single_photos(place, tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from flows.cells import take_cell
+    from flows.runs import Round, Run
+    from wsss_core.stages.audit import PHOTO_COUNTS
+    from wsss_core.stages.stage import Workspace
+    from wsss_core.store import Measured
+
+    work = Workspace(tmp_path / "home")
+    counts = np.zeros((3, 3, 2), np.int64)
+    counts[:, 0], counts[:, 1:] = 5, 10  # an IoU of 1/3 whichever photos are drawn
+
+    def write(out):
+        save_file({"counts": counts}, out / PHOTO_COUNTS)
+        return Measured({"pseudo/miou": 1 / 3, "pseudo/iou/cat": 1 / 3})
+
+    made = work.store.publish("audit", "k", write)
+    asked = study.load_study(place())
+    run = Run(
+        name="toy-1",
+        config=asked.config("conta", 1).model_dump(mode="json"),
+        data="d",
+        rounds=[Round(round=0), Round(round=1, manifests={"audit": made})],
+        started_ms=0,
+    )
+    cell = take_cell(asked, run, work, arm="conta", seed=1)
+    assert cell.rounds[1] == {"pseudo/miou": 0.333333, "seconds": 0}
+    assert len(cell.bootstrap) == 400
+    assert set(cell.bootstrap) == {0.33333}
+    other = asked.model_copy(update={"endpoint": "cam/miou"})
+    assert take_cell(other, run, work, arm="conta", seed=1).bootstrap == []

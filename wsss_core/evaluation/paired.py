@@ -1,0 +1,86 @@
+"""How sure a difference between two arms is: over seeds by Student's t, over photos by bootstrap.
+
+Arms are compared in pairs, seed by seed and draw by draw, so what both share cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Integer
+from scipy.special import stdtrit
+
+from wsss_core.evaluation.confusion import ratio
+from wsss_core.seeding import numpy_generator
+
+BOOTSTRAP_DRAWS = 400
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean difference and where the true one lies with probability `LEVEL`.
+
+    Attributes:
+        mean: Of the differences.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def student_interval(differences: Sequence[float]) -> Interval | None:
+    """Student's t interval of the mean of paired differences; None for fewer than two."""
+    num = len(differences)
+    if num < 2:
+        return None
+    values = np.asarray(differences, np.float64)
+    reach = float(stdtrit(num - 1, (1 + LEVEL) / 2)) * float(values.std(ddof=1)) / num**0.5
+    mean = float(values.mean())
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def bootstrap_interval(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Interval | None:
+    """Percentile interval of an arm less another over photos, averaged over seeds.
+
+    Args:
+        pairs: For each seed the scores of both arms under the same draws of photos, as
+            `bootstrap_miou` gives them.
+
+    Returns:
+        None without draws, or where the arms have other numbers of them.
+    """
+    if not pairs or len({len(side) for pair in pairs for side in pair}) != 1 or not pairs[0][0]:
+        return None
+    draws = np.asarray(pairs, np.float64)
+    differences = (draws[:, 0] - draws[:, 1]).mean(axis=0)
+    low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(differences.mean()), float(low), float(high))
+
+
+def bootstrap_miou(
+    counts: Integer[np.ndarray, "p 3 k"], *, draws: int = BOOTSTRAP_DRAWS
+) -> Float64[np.ndarray, " {draws}"]:
+    """The mIoU of photos drawn with replacement, as many as there are.
+
+    Which photos are drawn depends on their number alone: the same for every arm of a study.
+
+    Args:
+        counts: Hit, true and predicted pixels of each label in each photo.
+        draws: How often.
+    """
+    num_photos, _, num_labels = counts.shape
+    generator = numpy_generator(0, "bootstrap", num_photos)
+    drawn = generator.multinomial(num_photos, np.full(num_photos, 1 / num_photos), size=draws)
+    hits, true, guess = np.moveaxis(
+        (drawn.astype(np.float64) @ counts.reshape(num_photos, -1)).reshape(draws, 3, num_labels),
+        1,
+        0,
+    )
+    iou = ratio(hits, true + guess - hits)
+    return ratio(np.nansum(iou, axis=1), np.sum(~np.isnan(iou), axis=1))
