@@ -10,15 +10,17 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 from prefect import serve
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.flows import Flow
+from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
 from wsss_core.config import Config
@@ -78,7 +80,7 @@ def make_deployment(
             f"--cron {cron!r} is no schedule; write minute, hour, day, month and weekday, "
             "such as '0 2 * * *' for two at night"
         ) from None
-    return conta_flow.to_deployment(
+    made = conta_flow.to_deployment(
         name=config.name,
         parameters={"config": config.model_dump(mode="json")},
         schedules=None if schedule is None else [schedule],
@@ -86,6 +88,7 @@ def make_deployment(
         tags=["conta"],
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    return cast(RunnerDeployment, made)  # a coroutine only where an event loop runs
 
 
 def watch_for_dead_machines() -> None:

@@ -91,7 +91,8 @@ class Tracker:
             self._note(f"MLflow failed ({reason}); the run goes on, and its next start catches up")
 
     def _open(self, config: Config, home: Path) -> None:
-        if not mlflow.is_tracking_uri_set():  # in a worker; MLflow's default is its current folder
+        # a worker may not say where; MLflow's own choice is the worker's current folder
+        if not mlflow.is_tracking_uri_set():  # type: ignore[no-untyped-call]
             mlflow.set_tracking_uri(f"{_SQLITE}{home / 'mlflow.db'}")
         make_database(mlflow.get_tracking_uri())
         self._client = mlflow.MlflowClient()
