@@ -151,6 +151,18 @@ def test_read_photo__postscript_is_not_run(tmp_path):
     assert "is not a picture" in read_fault(read_photo, tmp_path / "a.eps")
 
 
+def test_read_photo__a_damaged_file_that_asks_for_all_memory(tmp_path, monkeypatch):
+    """As a JPEG 2000 with broken tile sizes does."""
+
+    def load(self):
+        raise MemoryError
+
+    save_photo(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", load)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    assert "a.png" in read_fault(read_photo, tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "ppm", "jp2"])
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

@@ -32,6 +32,7 @@ _DECODE_ERRORS = (
     LookupError,
     ArithmeticError,
     EOFError,
+    MemoryError,  # a damaged JPEG 2000 may ask for any number of tiles
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
