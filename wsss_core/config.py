@@ -302,6 +302,10 @@ class IrnConfig(_Settings):
     threshold: _Share | Auto = Field(
         0.25, description="Score of the background after the walk (irn: 0.25); or `auto`."
     )
+    refine: bool = Field(
+        False,
+        description="A dense CRF (expansion.crf) after the walk, as PSA has it; irn has none.",
+    )
 
     @model_validator(mode="after")
     def _background_is_below(self) -> IrnConfig:

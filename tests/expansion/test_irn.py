@@ -1,5 +1,7 @@
 """IRNet's expansion: one maximum for all classes, batches, photos without a class."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def draw(num_classes, number):
 
 
 def test_choose_settings__of_irns_code_and_no_threshold_of_the_seeds():
-    expected = {"radius": 5, "beta": 10, "log2_steps": 8, "threshold": 0.25}
+    expected = {"radius": 5, "beta": 10, "log2_steps": 8, "threshold": 0.25, "refine": None}
     assert irn.choose_settings(parse_config({"seeds": {"threshold": 0.9}})) == expected
 
 
@@ -83,6 +85,29 @@ def test_expand__steps_and_power_are_settings():
     ]
     for other in scores[1:]:
         assert np.abs(other - scores[0]).max() > 0.01
+
+
+def test_expand__refine_moves_the_edge_to_where_the_colours_change(monkeypatch):
+    photo = np.zeros((32, 32, 3), np.uint8)
+    photo[:, 18:] = 200  # the walk's cells end at 16 or 20
+    cam = np.zeros((1, 8, 8), np.float32)
+    cam[0, :, :4] = 1
+    boundary = np.zeros((8, 8), np.float32)
+    boundary[:, 4] = 1
+    seeded = dataclasses.replace(seed(cam, boundary, classes=[3]), photo=photo)
+    (rough,) = irn.expand([seeded], settings(threshold=0.5))
+    (fine,) = irn.expand([seeded], settings(threshold=0.5, refine=True))
+    truth = np.where(np.arange(32) < 18, 4, 0)[None].repeat(32, axis=0)
+    assert (labels_of(rough.scores, np.array([3])) != truth).any()
+    assert (labels_of(fine.scores, np.array([3])) == truth).all()
+
+    def fail(*_args):
+        raise RuntimeError("no CRF")
+
+    monkeypatch.setattr(irn, "refine", fail)
+    (kept,) = irn.expand([seeded], settings(threshold=0.5, refine=True))
+    assert kept.failed
+    np.testing.assert_array_equal(kept.scores, rough.scores)
 
 
 def test_expand__without_a_boundary_network():

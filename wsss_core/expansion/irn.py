@@ -1,6 +1,7 @@
 """IRNet's expansion without its instance step: the seeds walk, boundaries hold them back.
 
-Source: irn step/make_sem_seg_labels.py.
+Source: irn step/make_sem_seg_labels.py. A dense CRF may follow the walk, as PSA has it (Ahn and
+Kwak 2018): the walk decides on cells of four pixels, the CRF on where exactly an edge runs.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from wsss_core.config import Config
 from wsss_core.errors import InputError
+from wsss_core.expansion.crf import FAILURES, hard_unary, refine
 from wsss_core.expansion.method import Expanded, Seeded, add_background
 from wsss_core.expansion.random_walk import propagate
 
@@ -27,7 +30,12 @@ def choose_settings(config: Config) -> dict[str, Any]:
         "beta": irn.beta,
         "log2_steps": irn.log2_steps,
         "threshold": irn.threshold,
+        "refine": _refinement(config) if irn.refine else None,
     }
+
+
+def _refinement(config: Config) -> dict[str, Any]:
+    return {"confidence": config.expansion.hard_confidence, "crf": config.expansion.crf}
 
 
 def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]:
@@ -51,13 +59,21 @@ def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]
     scores = full[:, :, :height, :width]
     scores = scores / scores.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
     return [
-        Expanded(
-            add_background(
-                planes[: len(photo.classes)].cpu().numpy(), threshold=settings["threshold"]
-            )
-        )
+        _decide(photo, planes[: len(photo.classes)].cpu().numpy(), settings)
         for photo, planes in zip(seeded, scores, strict=True)
     ]
+
+
+def _decide(seeded: Seeded, scores: np.ndarray, settings: dict[str, Any]) -> Expanded:
+    """The walked scores beside a background's, or what a CRF makes of them."""
+    threshold, refinement = settings["threshold"], settings.get("refine")
+    if refinement is None:
+        return Expanded(add_background(scores, threshold=threshold))
+    unary = hard_unary(scores, threshold=threshold, confidence=refinement["confidence"])
+    try:
+        return Expanded(refine(seeded.photo, unary, refinement["crf"]))
+    except FAILURES:
+        return Expanded(add_background(scores, threshold=threshold), failed=True)
 
 
 def _stack(

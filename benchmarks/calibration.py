@@ -1,0 +1,99 @@
+"""How near thresholds chosen without truth come to those that truth would choose.
+
+python -m benchmarks.calibration RUN --data DIR [--method crf] [--thresholds 0.15 0.2 ..]
+
+Expands the CAMs of a run's round 0 at every threshold of a grid and at `auto`, and prints the
+pseudo-masks' mIoU. The best of the grid is an oracle: it is printed here and used nowhere. What it
+makes stays in the store, so a second call is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.record import write_record
+from flows.environment import resolve_home
+from flows.runs import Run, find_run
+from wsss_core.config import Config, parse_config
+from wsss_core.observe import ConsoleRecorder
+from wsss_core.stages.boundary import train_boundary
+from wsss_core.stages.boundary_labels import label_boundaries
+from wsss_core.stages.calibrate import adopt_seeds, adopt_walk, calibrate_seeds, calibrate_walk
+from wsss_core.stages.masks import expand_masks
+from wsss_core.stages.scores import score_masks
+from wsss_core.stages.stage import Workspace
+
+Expand = Callable[[float | None], tuple[Config, dict[str, float]]]
+"""From a threshold, None for `auto`, to the settings it gives and the metrics of its masks."""
+
+
+def expander(method: str, run: Run, work: Workspace) -> Expand:
+    """What expands the CAMs of a run's round 0 by a method."""
+    tree = run.config | {"expansion": run.config["expansion"] | {"method": method}}
+    base, made = parse_config(tree), run.rounds[0].manifests
+    data = run.shared["scenes" if "scenes" in run.shared else "dataset"]
+    photos = {"data": data, "cams": made["cams"]}
+    judged = photos | {"classifier": made["classifier"]}
+    boundary = None
+    if method == "irn":
+        labels = label_boundaries(base, work, **photos)
+        boundary = train_boundary(base, work, data=data, labels=labels)
+
+    def with_threshold(threshold: float | str) -> Config:
+        group = tree["seeds"] if method == "crf" else tree["expansion"]["irn"]
+        group["threshold"] = threshold
+        if method == "irn" and threshold == "auto":
+            group |= {"beta": "auto", "log2_steps": "auto"}
+        return parse_config(tree)
+
+    def expand(threshold: float | None) -> tuple[Config, dict[str, float]]:
+        if threshold is not None:
+            config = with_threshold(threshold)
+        elif method == "crf":
+            config = adopt_seeds(base, calibrate_seeds(base, work, **judged))
+        else:
+            auto = with_threshold("auto")
+            config = adopt_walk(auto, calibrate_walk(auto, work, **judged, boundary=boundary))
+        masks = expand_masks(config, work, **photos, boundary=boundary)
+        scores = score_masks(config, work, data=data, truth=run.shared["truth"], masks=masks)
+        return config, scores.metrics
+
+    return expand
+
+
+def main() -> None:
+    """Score every threshold of the grid, then the one chosen without truth."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="a run with truth masks, or `latest`")
+    parser.add_argument("--data", type=Path, help="folder of its photos")
+    parser.add_argument("--method", choices=("crf", "irn"), default="crf")
+    grid = [0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
+    parser.add_argument("--thresholds", nargs="+", type=float, default=grid)
+    options = parser.parse_args()
+    run = find_run(resolve_home(), options.run)
+    runtime = parse_config(run.config).runtime
+    work = Workspace(resolve_home(), options.data, runtime, ConsoleRecorder())
+    expand = expander(options.method, run, work)
+    scores = {value: expand(value)[1]["pseudo/miou"] for value in options.thresholds}
+    config, auto = expand(None)
+    irn = config.expansion.irn
+    write_record(
+        "calibration",
+        options.method,
+        {
+            "run": run.name,
+            "miou": scores,
+            "oracle_threshold": max(scores, key=scores.__getitem__),
+            "oracle_miou": max(scores.values()),
+            "auto": {"threshold": config.seeds.threshold}
+            if options.method == "crf"
+            else irn.model_dump(include={"threshold", "beta", "log2_steps"}),
+            "auto_miou": auto["pseudo/miou"],
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
