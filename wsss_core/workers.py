@@ -117,6 +117,13 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _MOST)
 
 
+def release_memory() -> None:
+    """Give back what glibc keeps and nothing uses, so that photos of many sizes do not pile up."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _ask_kernel() -> None:
     """Have Linux kill this process when the thread that started it ends."""
     if sys.platform == "linux":
@@ -152,7 +159,7 @@ def _map_in_pool(
     waiting: deque[Future[Result]] = deque()
     try:
         for shard in shards:
-            waiting.append(pool.submit(function, shard))
+            waiting.append(pool.submit(_compute, function, shard))
             if len(waiting) >= 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -169,6 +176,13 @@ def _map_in_pool(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _compute(function: Callable[[Shard], Result], shard: Shard) -> Result:
+    try:
+        return function(shard)
+    finally:
+        release_memory()
 
 
 def _module_of(function: Callable[..., Any]) -> str:

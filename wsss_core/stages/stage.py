@@ -19,7 +19,7 @@ from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.records import Dataset, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed
 from wsss_core.store import Measured, Store, code_parts, code_stamp, plain, stage_key
-from wsss_core.workers import keep_memory
+from wsss_core.workers import keep_memory, release_memory
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,15 @@ class Stage:
             work=work,
             scratch=work.home / "scratch" / self.name / key,
         )
-        return work.store.publish(
-            self.name,
-            key,
-            lambda out: self.write(out, job, **inputs),
-            question=self.question(config, **inputs),
-        )
+        try:
+            return work.store.publish(
+                self.name,
+                key,
+                lambda out: self.write(out, job, **inputs),
+                question=self.question(config, **inputs),
+            )
+        finally:
+            release_memory()
 
     def _seed(self, config: Config) -> int:
         return derive_seed(config.seed, self.name)
