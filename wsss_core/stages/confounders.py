@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from wsss_core.config import CausalConfig
 from wsss_core.data.images import read_mask
 from wsss_core.observe import Recorder
 from wsss_core.records import Manifest, TaggedPhoto
-from wsss_core.stages.classifier import CAUSAL, CONFOUNDERS
+from wsss_core.stages.classifier import CAUSAL, CONFOUNDERS, PROTOTYPES
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
 
@@ -34,6 +35,7 @@ def _write(
     predictions: Manifest,
     masks: Manifest,
     former: Manifest | None = None,
+    prototypes: Manifest | None = None,
 ) -> Measured:
     causal: CausalConfig = job.settings
     dataset = job.work.dataset(data)
@@ -60,6 +62,8 @@ def _write(
             f"the class-average masks are nearly one (mean cosine {cosine:.3f} > "
             f"{COSINE_THRESHOLD}): alpha cannot matter, the context map tells photos apart no more"
         )
+    if prototypes is not None:
+        shutil.copyfile(job.work.folder(prototypes) / PROTOTYPES, out / PROTOTYPES)
     metrics = {
         "confounders/cosine": cosine,
         "confounders/unseen": float((counts == 0).sum()),
