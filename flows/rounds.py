@@ -160,7 +160,7 @@ def make_masks(
 def find_confounders(config: Config, step: Step, former: Made, made: Made, masks: Manifest) -> None:
     """What the next classifier adjusts for, and the X_m that it is shown with each photo."""
     seen, prototypes = made.predictions, None
-    if config.causal.context == "features":
+    if config.causal.context == "features" or config.causal.clusters:
         prototypes = step(stages.average_features, predictions=seen, masks=masks)
     made.confounders = step(
         stages.update_confounders,

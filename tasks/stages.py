@@ -197,7 +197,7 @@ def test_segmenter(
 def average_features(
     config: Config, work: Workspace, *, data: Manifest, predictions: Manifest, masks: Manifest
 ) -> Manifest:
-    """What each class looks like to a frozen trunk, for context `features`."""
+    """What each class, and each group of background, looks like to a frozen trunk."""
     return _average_features(config, work, data=data, predictions=predictions, masks=masks)
 
 

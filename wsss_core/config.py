@@ -194,6 +194,13 @@ class CausalConfig(_Settings):
     prior: Literal["uniform", "frequency"] = Field(
         "uniform", description="P(c): 1/n (CONTA issue #12) or tag counts."
     )
+    clusters: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="k: groups of background, by their look, that join the classes as confounders; "
+        "about as many as classes. 0: classes alone (CONTA).",
+    )
     context_size: int = Field(
         32, ge=4, le=128, description="Side of the canonical frame of c_i and X_m, in cells."
     )

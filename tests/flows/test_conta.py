@@ -203,6 +203,8 @@ def test_conta_flow__features_have_prototypes_and_are_planned(home, toys, conta,
     rows = plan.plan_run(parse_config({"name": "toy"} | tree), home)
     assert all(row.hit for row in rows)
     assert [row.stage for row in rows].count("draw_context") == 1
+    conta(rounds=1, causal={"clusters": 8})
+    assert toys.take_calls()[:2] == ["prototypes", "confounders"]
     crossfit = {"rounds": 1, "causal": {"x_m": "crossfit"}}
     planned = plan.plan_run(parse_config({"name": "toy"} | crossfit), home)
     misses = [row for row in planned if not row.hit]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.stages.world import Listener, make_home, settings
+from wsss_core.causal.clusters import find_clusters
 from wsss_core.causal.confounders import ConfounderSet
 from wsss_core.causal.intervention import shuffle_cells
 from wsss_core.config import ExpansionConfig
@@ -26,6 +27,7 @@ from wsss_core.seeds.cam import label_map, read_cam, seed_size, upsample_cam, wr
 from wsss_core.stages import classifier as classifier_stage
 from wsss_core.stages import confounders as confounders_stage
 from wsss_core.stages import predictions as predictions_stage
+from wsss_core.stages import prototypes as prototypes_stage
 from wsss_core.stages import segmenter as segmenter_stage
 from wsss_core.stages.cams import make_cams
 from wsss_core.stages.classifier import load_classifier, train_classifier
@@ -581,6 +583,71 @@ def test_prototypes__are_mean_features_of_the_photos_tagged(made):
     assert total.any()
 
 
+@pytest.mark.parametrize("context", ["conta", "features", "uniform_alpha", "shuffled_cells"])
+def test_clusters__join_the_classes_as_confounders(made, context):
+    """The same groups whatever the context; each takes cells of the background alone."""
+    changes = {"causal__context": context, "causal__clusters": 3}
+    config = settings(**changes, causal__adjustment="exact")
+    half = settings(expansion={"method": "none"}, seeds__threshold=median_score(made))
+    masks = expand_masks(half, made.work, data=made.data, cams=made.cams)
+    seen = {"data": made.data, "predictions": masks, "masks": masks}
+    prototypes = average_features(config, made.work, **seen)
+    assert prototypes.key == average_features.key(settings(causal__clusters=3), **seen)
+    assert prototypes.metrics["prototypes/clusters"] == 3
+    arrays = load_file(made.file(prototypes, "prototypes.safetensors"))
+    assert arrays["z"].shape == (5, 112)
+    assert arrays["z"][2:].norm(dim=1).tolist() == pytest.approx([1] * 3)
+    plain = average_features(settings(), made.work, **seen)
+    z = load_file(made.file(plain, "prototypes.safetensors"))["z"]
+    assert torch.equal(arrays["z"][:2], z)
+
+    confounders = update_confounders(config, made.work, former=None, prototypes=prototypes, **seen)
+    found = ConfounderSet.load(made.file(confounders, "confounders.safetensors"))
+    assert found.c.shape == (5, 8, 8)
+    assert np.array_equal(found.c[2:], arrays["maps"].numpy())
+    assert found.prior.tolist() == pytest.approx([0.2] * 5)
+    assert 1 <= found.counts[2:].min() <= found.counts[2:].max() <= 8
+    inputs = {"data": made.data, "x_m": made.predictions}
+    classifier = train_classifier(config, made.work, confounders=confounders, **inputs)
+    assert classifier.history[0]["loss"] == pytest.approx(
+        made.classifier.history[0]["loss"], rel=1e-5
+    )
+    model = load_classifier(made.work.folder(classifier))
+    assert model.confounders.num_classes == 5
+    assert classifier.metrics["adjustment/logit_spread"] > 0
+    names = set(read_index(made.work.folder(confounders)))
+    assert ("prototypes" in names) == (context == "features")
+    drawn = draw_context(config, made.work, classifier=classifier, **inputs)
+    files = {"context"} if context == "features" else {"context", "confounders"}
+    assert set(read_index(made.work.folder(drawn))) == files
+    again = update_confounders(config, made.work, former=confounders, prototypes=prototypes, **seen)
+    assert again.digest == confounders.digest  # the former round's groups are no fallback
+
+
+def test_clusters__lie_where_the_background_is(made, monkeypatch):
+    """A trunk that sees grey levels: the ground's two halves are two groups, discs are none."""
+    photo = made.photos[0]
+    halves = np.zeros((1, 4, 4), np.float32)
+    halves[:, :, 2:] = 1
+    monkeypatch.setattr(prototypes_stage, "_features", lambda photo, trunk: halves)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:16, :32] = 1  # two cells of the left half
+    mask[16:23, :16] = 1  # less than half of a third
+    mask[32:, 48:] = 2
+    monkeypatch.setattr(prototypes_stage, "read_mask", lambda path: mask)
+    where = {"folder": made.work.home, "load": lambda: None}
+    (cells,) = prototypes_stage._sample([photo], **where)
+    assert sorted(cells[:, 0].tolist()) == [0] * 6 + [1] * 6
+    groups = find_clusters(cells, num=2, seed=0)
+    ((shown, maps),) = prototypes_stage._locate([photo], **where, groups=groups, size=8)
+    assert shown == (0, 1)
+    left = maps[int(groups.centres[0, 0] > 0)]
+    expected = np.zeros((8, 8))
+    expected[2:, :4] = 1
+    assert np.array_equal(left, expected)
+    assert maps.sum() == 4 * 12
+
+
 def test_round__slice_frozen_at_zero_is_none_bit_for_bit(made, monkeypatch):
     build = classifier_stage.build_classifier
 
@@ -611,7 +678,7 @@ def test_round__slice_frozen_at_zero_is_none_bit_for_bit(made, monkeypatch):
 def test_key__round_0_has_one_for_every_arm(made):
     arms = [{"context": context} for context in ("none", *CONTEXTS)]
     arms += [{"adjustment": "exact"}, {"adjustment": "exact", "exact_samples": 2}]
-    arms += [{"context": "features"}, {"x_m": "crossfit"}]
+    arms += [{"context": "features"}, {"x_m": "crossfit"}, {"clusters": 8}]
     inputs = {"data": made.data, "confounders": None, "x_m": None, "start": None}
     keys = {train_classifier.key(settings(causal=arm), **inputs) for arm in arms}
     assert len(keys) == 1

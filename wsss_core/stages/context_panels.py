@@ -84,10 +84,12 @@ def _row(
 
 def _draw_confounders(path: Path, *, classes: Sequence[str]) -> Image.Image:
     confounders = ConfounderSet.load(path)
+    num_groups = confounders.num_classes - len(classes)
+    names = [*classes, *(f"background {number}" for number in range(1, num_groups + 1))]
     top = float(confounders.c.max())
     sheet = {
         f"{name}  {c.max():.2f}": shade(c, (MAP_PX, MAP_PX), top=top)
-        for name, c in zip(classes, confounders.c, strict=True)
+        for name, c in zip(names, confounders.c, strict=True)
     }
     return draw_sheet(sheet, title=f"confounders c_i; white is {top:.2f}")
 
