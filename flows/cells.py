@@ -64,7 +64,7 @@ def take_cell(study: Study, run: Run, work: Workspace, *, arm: str, seed: int) -
         config=run.config | {"data": run.config["data"] | {"root": None}},
         data=run.data,
         rounds=[
-            {name: round(v, 6) for name, v in entry.metrics.items() if name.count("/") < 2}
+            {name: float(f"{v:.6g}") for name, v in entry.metrics.items() if name.count("/") < 2}
             for entry in run.rounds
         ],
         bootstrap=_bootstrap(study.endpoint, last, work),

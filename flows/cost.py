@@ -59,11 +59,13 @@ def estimate_cost(
 
 def _call_cost(label: str, config: Config, *, photos: Mapping[str, int], side_px: float) -> Cost:
     name, _, split = label.partition("/")
-    num, pixels = photos.get(split or "train", 0), side_px**2
+    len_train = photos.get("train", 0)
+    num, pixels = photos.get(split, 0) if split else len_train, side_px**2
     forward_s = _STEP_S * _FORWARD_RATIO * pixels / 224**2
     if name == "classifier":
         return _training_cost(config.classifier.backbone, config.classifier.training, num)
-    if name == "segmenter":
+    if name in ("segmenter", "half_segmenter"):
+        num = len_train if name == "segmenter" else -(-len_train // 2)
         return _training_cost(config.segmenter.backbone, config.segmenter.training, num)
     if name == "boundary":
         boundary = config.expansion.irn.boundary
@@ -72,7 +74,7 @@ def _call_cost(label: str, config: Config, *, photos: Mapping[str, int], side_px
         views = 2 * sum(scale**2 for scale in config.seeds.scales)
         weight = _BACKBONES.get(config.classifier.backbone, (10.0, 0.0))[0]
         return Cost(num * pixels * _CAM_BYTES, num * views * forward_s * weight)
-    if name in ("predictions", "test"):
+    if name in ("predictions", "test", "crossfit"):
         weight = _BACKBONES.get(config.segmenter.backbone, (10.0, 0.0))[0]
         x_m = 4 * config.causal.context_size**2
         return Cost(num * (pixels * _MASK_BYTES + x_m), num * 2 * forward_s * weight)

@@ -48,6 +48,7 @@ class Made:
         classifier: None too if seeds or masks come from a folder or from truth.
         segmenter: Always there after a round.
         predictions: Its masks of the training photos, and their X_m.
+        x_m: The X_m that the next classifier sees; None without a context.
         val_predictions: The same for the photos that the classifier is scored on.
         confounders: None without a context.
     """
@@ -55,6 +56,7 @@ class Made:
     classifier: Manifest | None = None
     segmenter: Manifest | None = None
     predictions: Manifest | None = None
+    x_m: Manifest | None = None
     val_predictions: Manifest | None = None
     confounders: Manifest | None = None
 
@@ -100,27 +102,17 @@ def run_round(
     else:
         made.classifier, cams, masks = make_masks(config, truth, step, former)
         if made.classifier is not None:
-            x_m = None if former.confounders is None else former.predictions
-            step(stages.audit_blur, classifier=made.classifier, x_m=x_m, masks=masks)
+            step(stages.audit_blur, classifier=made.classifier, x_m=former.x_m, masks=masks)
     made.segmenter = step(stages.train_segmenter, masks=masks)
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)
     seen = made.predictions
     step(stages.draw_panels, truth=truth, cams=cams, masks=masks, predictions=seen)
     if made.classifier is not None and former.confounders is not None:
-        step(stages.draw_context, classifier=made.classifier, x_m=former.predictions)
+        step(stages.draw_context, classifier=made.classifier, x_m=former.x_m)
     score_segmenter(config, truth, step, made)
     if config.causal.context != "none" and config.supervision == "tags":
-        made.confounders = step(
-            stages.update_confounders,
-            predictions=made.predictions,
-            masks=masks,
-            former=former.confounders,
-        )
-        for split in config.data.val[:1]:
-            made.val_predictions = step(
-                stages.segment_photos, segmenter=made.segmenter, split=split
-            )
+        find_confounders(config, step, former, made, masks)
     return made, tags.metrics.get("stability")
 
 
@@ -129,8 +121,7 @@ def make_masks(
 ) -> tuple[Manifest | None, Manifest | None, Manifest]:
     """From tags to pseudo-masks: the classifier, its CAMs, the masks grown from them."""
     classifier = cams = boundary = None
-    confounders = former.confounders
-    x_m = None if confounders is None else former.predictions
+    confounders, x_m = former.confounders, former.x_m
     starts = {"imagenet": None, "previous": former.classifier, "segmenter": former.segmenter}
     if config.expansion.method != "folder":
         if config.seeds.method != "folder":
@@ -164,6 +155,27 @@ def make_masks(
         step(stages.score_masks, truth=truth, masks=masks)
         step(stages.audit_masks, truth=truth, cams=cams, masks=masks)
     return classifier, cams, masks
+
+
+def find_confounders(config: Config, step: Step, former: Made, made: Made, masks: Manifest) -> None:
+    """What the next classifier adjusts for, and the X_m that it is shown with each photo."""
+    seen, prototypes = made.predictions, None
+    if config.causal.context == "features" or config.causal.clusters:
+        prototypes = step(stages.average_features, predictions=seen, masks=masks)
+    made.confounders = step(
+        stages.update_confounders,
+        predictions=seen,
+        masks=masks,
+        former=former.confounders,
+        prototypes=prototypes,
+    )
+    made.x_m = seen
+    if config.causal.x_m == "crossfit":
+        even = step(stages.train_half, masks=masks, split="even")
+        odd = step(stages.train_half, masks=masks, split="odd")
+        made.x_m = step(stages.crossfit_photos, even=even, odd=odd)
+    for split in config.data.val[:1]:
+        made.val_predictions = step(stages.segment_photos, segmenter=made.segmenter, split=split)
 
 
 def score_segmenter(config: Config, truth: Manifest | None, step: Step, made: Made) -> None:

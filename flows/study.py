@@ -8,6 +8,7 @@ else, so anybody can make them again without the store.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,28 @@ _RAW = ("context/", "adjustment/", "confounders/")  # ratios that are no scores
 ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_+.-]{0,40}$")]
 
 
+class Check(BaseModel):
+    """What the cells have to show before the study may be believed.
+
+    Attributes:
+        what: In words.
+        of: Arm and metric: the mean over seeds, in the last round.
+        less: What is taken off, likewise.
+        over: What it is divided by, likewise.
+        low: Least value that holds; scores are shares of 1.
+        high: Largest value that holds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str
+    of: tuple[str, str]
+    less: tuple[str, str] | None = None
+    over: tuple[str, str] | None = None
+    low: float | None = None
+    high: float | None = None
+
+
 class Study(BaseModel):
     """What a study file says.
 
@@ -48,6 +71,7 @@ class Study(BaseModel):
         against: The arm that the others are compared with.
         endpoint: The one metric that the study was planned for.
         metrics: Further columns.
+        checks: What has to hold, in a table of their own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +87,7 @@ class Study(BaseModel):
     against: str
     endpoint: str = "pseudo/miou"
     metrics: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
 
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
@@ -70,6 +95,10 @@ class Study(BaseModel):
             raise ValueError(f"against: {self.against!r} is no arm; there are {list(self.arms)}")
         if self.until is not None and self.until not in MAIN_STAGES:
             raise ValueError(f"until: no stage {self.until!r}; there are {list(MAIN_STAGES)}")
+        for check in self.checks:
+            for arm, _ in filter(None, (check.of, check.less, check.over)):
+                if arm not in self.arms:
+                    raise ValueError(f"checks: {arm!r} is no arm; there are {list(self.arms)}")
         return self
 
     def config(self, arm: str, seed: int, *, data: Path | None = None) -> Config:
@@ -225,8 +254,9 @@ def verify(study: Study, folder: Path, *, findings: Path) -> str:
 
 
 def build_tables(study: Study, cells: Cells) -> list[str]:
-    """The end point with its intervals, and the means of the other metrics; Markdown."""
-    return [_endpoint_table(study, cells), *_metric_tables(study, cells)]
+    """The end point with its intervals, the means of the other metrics, the checks; Markdown."""
+    tables = [_endpoint_table(study, cells), *_metric_tables(study, cells)]
+    return [*tables, _check_table(study, cells)] if study.checks else tables
 
 
 def _endpoint_table(study: Study, cells: Cells) -> str:
@@ -273,6 +303,36 @@ def _metric_tables(study: Study, cells: Cells) -> list[str]:
             row.append(text)
         rows.append(row)
     return [_markdown(["arm", *study.metrics], rows)]
+
+
+def _check_table(study: Study, cells: Cells) -> str:
+    rows = []
+    for check in study.checks:
+        means = [
+            None if place is None else _average(_scores(study, cells, *place).values())
+            for place in (check.of, check.less, check.over)
+        ]
+        rows.append([check.what, *_judge(check, *means)])
+    return _markdown(["check", "found", "asked", "holds"], rows)
+
+
+def _judge(
+    check: Check, value: float | None, less: float | None, over: float | None
+) -> tuple[str, str, str]:
+    """What was found, what was asked, and whether it holds; `-` where a cell has no such score."""
+
+    def text(bound: float | None) -> str:
+        if bound is None:
+            return ""
+        return f"{bound:.2f}" if check.over else _number(bound, check.of[1])
+
+    asked = f"{text(check.low)} .. {text(check.high)}".strip()
+    if value is None or (check.less and less is None) or (check.over and not over):
+        return "-", asked, "-"
+    found = (value - (less or 0.0)) / (over or 1.0)
+    low = -math.inf if check.low is None else check.low
+    high = math.inf if check.high is None else check.high
+    return text(found), asked, "yes" if low <= found <= high else "no"
 
 
 def _scores(study: Study, cells: Cells, arm: str, name: str) -> dict[int, float]:

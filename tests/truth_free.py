@@ -21,6 +21,9 @@ TRAINED = (
     "masks",
     "segmenter",
     "predictions",
+    "half_segmenter",
+    "crossfit",
+    "prototypes",
     "confounders",
 )
 TRUTH = ("SegmentationClass", "Roles", "scenes.json")

@@ -167,10 +167,11 @@ class CausalConfig(_Settings):
     """The intervention: how the next round's context map M is made (CONTA Eq. 1-4; DESIGN 5)."""
 
     context: Literal[
-        "none", "seg_mask", "shuffled_photo", "shuffled_cells", "uniform_alpha", "conta"
+        "none", "seg_mask", "shuffled_photo", "shuffled_cells", "uniform_alpha", "conta", "features"
     ] = Field(
         "conta",
-        description="What the classifier sees beside the photo; all but `conta` are controls.",
+        description="What the classifier sees beside the photo. The confounders of `conta` are "
+        "where classes lie, those of `features` what they look like; the others are controls.",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
@@ -193,13 +194,28 @@ class CausalConfig(_Settings):
     prior: Literal["uniform", "frequency"] = Field(
         "uniform", description="P(c): 1/n (CONTA issue #12) or tag counts."
     )
+    clusters: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="k: groups of background, by their look, that join the classes as confounders; "
+        "about as many as classes. 0: classes alone (CONTA).",
+    )
     context_size: int = Field(
         32, ge=4, le=128, description="Side of the canonical frame of c_i and X_m, in cells."
     )
-    x_m: Literal["self"] = Field("self", description="Which segmenter predicts a photo's X_m.")
+    x_m: Literal["self", "crossfit"] = Field(
+        "self",
+        description="Which segmenter predicts a training photo's X_m: the round's own, or one of "
+        "two that were trained on half of the photos each, not on this one.",
+    )
 
     @model_validator(mode="after")
-    def _exact_has_a_sum(self) -> CausalConfig:
+    def _parts_fit(self) -> CausalConfig:
+        if self.context == "features" and self.fusion == "all":
+            raise ValueError("context 'features' has prototypes of one depth; fusion cannot be all")
+        if self.context == "features" and self.x_m == "crossfit":
+            raise ValueError("context 'features' asks the photo itself; x_m 'crossfit' is not read")
         if self.exact_samples is not None and self.adjustment != "exact":
             raise ValueError("exact_samples is read by adjustment 'exact' alone")
         if self.adjustment == "exact" and self.context == "seg_mask":

@@ -139,6 +139,14 @@ MESSAGES = [
         "causal.adjustment: should be 'nwgm' or 'exact', not 'sum'",
     ),
     (
+        {"causal": {"context": "features", "fusion": "all"}},
+        "causal: context 'features' has prototypes of one depth; fusion cannot be all",
+    ),
+    (
+        {"causal": {"context": "features", "x_m": "crossfit"}},
+        "causal: context 'features' asks the photo itself; x_m 'crossfit' is not read",
+    ),
+    (
         {"causal": {"exact_samples": 2}},
         "causal: exact_samples is read by adjustment 'exact' alone",
     ),

@@ -30,9 +30,9 @@ def conta(home):
     """Run the flow as `execute` does."""
     from flows.conta import conta_flow
 
-    def run(until=None, **tree):
+    def run(until=None, until_round=0, **tree):
         config = parse_config({"name": "toy", "rounds": 1, **tree})
-        return runs.read_run(home, conta_flow(config, until))
+        return runs.read_run(home, conta_flow(config, until, until_round))
 
     return run
 
@@ -183,10 +183,45 @@ def test_conta_flow__irn_has_two_more_stages_before_the_masks(home, toys, conta,
     assert toys.take_calls()[0] == "masks"
 
 
+def test_conta_flow__crossfit_shows_the_classifier_another_x_m(toys, conta):
+    run = conta(rounds=1, causal={"x_m": "crossfit"})
+    calls = toys.take_calls()
+    assert calls.count("half_segmenter/even") == calls.count("half_segmenter/odd") == 2
+    plain = conta(rounds=1)
+    assert toys.take_calls()[0] == "confounders"  # round 0 has one classifier for all arms
+    assert plain.rounds[0].manifests["classifier"] == run.rounds[0].manifests["classifier"]
+    assert plain.rounds[1].manifests["classifier"] != run.rounds[1].manifests["classifier"]
+
+
+def test_conta_flow__features_have_prototypes_and_are_planned(home, toys, conta, monkeypatch):
+    tree = {"rounds": 1, "causal": {"context": "features"}}
+    conta(**tree)
+    calls = toys.take_calls()
+    assert calls.count("prototypes") == 2
+    assert calls[calls.index("prototypes") + 1] == "confounders"
+    monkeypatch.setattr(plan, "index_truth", stages._index_truth)
+    rows = plan.plan_run(parse_config({"name": "toy"} | tree), home)
+    assert all(row.hit for row in rows)
+    assert [row.stage for row in rows].count("draw_context") == 1
+    conta(rounds=1, causal={"clusters": 8})
+    assert toys.take_calls()[:2] == ["prototypes", "confounders"]
+    crossfit = {"rounds": 1, "causal": {"x_m": "crossfit"}}
+    planned = plan.plan_run(parse_config({"name": "toy"} | crossfit), home)
+    misses = [row for row in planned if not row.hit]
+    assert misses[0].reason.endswith('; x_m: "self" -> "crossfit"')
+    assert {"half_segmenter/odd", "crossfit"} < {row.stage for row in misses}
+
+
 def test_conta_flow__until_and_truth_and_stop(toys, conta):
     stopped = conta(until="cams", rounds=2)
     assert toys.take_calls()[-2:] == ["cams", "score_cams"]
     assert (stopped.status, stopped.reason) == ("stopped", "after cams, as asked")
+    later = conta(until="masks", until_round=1, rounds=3, seed=1)
+    assert len(later.rounds) == 2
+    assert "segmenter" in later.rounds[0].manifests
+    assert {"masks", "audit"} < set(later.rounds[1].manifests)
+    assert "segmenter" not in later.rounds[1].manifests
+    toys.take_calls()
     conta(supervision="truth", rounds=2)
     calls = toys.take_calls()
     assert calls[0] == "truth_masks"

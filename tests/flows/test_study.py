@@ -82,6 +82,7 @@ def test_load_study__arms_are_settings_of_the_recipe(place):
         ({"seeds": []}, r"study\.yaml: seeds: Tuple should have at least 1 item"),
         ({"arm": {}}, r"study\.yaml: arm: Extra inputs are not permitted"),
         ({"arms": {"A b": {}}}, r"arms\.A b.*should match pattern"),
+        ({"checks": [{"what": "w", "of": ["x", "cam/miou"]}]}, r"checks: 'x' is no arm"),
     ],
 )
 def test_load_study__faults_are_one_line(place, changes, message):
@@ -163,6 +164,28 @@ def test_build_tables__one_seed_and_no_draws_have_no_interval(place, tmp_path):
     write_cells(asked, tmp_path, {"none": [0.5], "conta": [0.4]})
     (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
     assert endpoint.splitlines()[-1] == "| conta | 1 | 40.0 | -10.0 | - | - |"
+
+
+def test_build_tables__checks_hand_counted(place, tmp_path):
+    none, conta = ["none", "cam/miou"], ["conta", "cam/miou"]
+    checks = [
+        {"what": "gain", "of": conta, "less": none, "low": 0.03, "high": 0.5},
+        {"what": "twice", "of": conta, "over": none, "low": 2},
+        {"what": "small", "of": conta, "high": 0.2},
+        {"what": "unknown", "of": ["none", "context/cosine"], "low": 0},
+    ]
+    asked = study.load_study(place(checks=checks))
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+    # CAM is half the end point: 12.5 and 16.5
+    table = study.build_tables(asked, study.find_cells(asked, tmp_path))[-1]
+    assert table.splitlines() == [
+        "| check | found | asked | holds |",
+        "| --- | ---: | ---: | ---: |",
+        "| gain | 4.0 | 3.0 .. 50.0 | yes |",
+        "| twice | 1.32 | 2.00 .. | no |",
+        "| small | 16.5 | .. 20.0 | yes |",
+        "| unknown | - | 0 .. | - |",
+    ]
 
 
 def test_verify__says_what_differs_from_the_cells(place, tmp_path):

@@ -29,9 +29,9 @@ def build(fusion, *, seed=0):
     return classifier.eval()
 
 
-def ramp(size):
+def ramp(features):
     """A context that differs from cell to cell and photo to photo."""
-    height, width = size
+    height, width = features.shape[2:]
     values = torch.linspace(-1, 2, 2 * height * width)
     return values.view(2, 1, height, width)
 
@@ -63,10 +63,10 @@ def test_classifier__gradient_reaches_the_context_behind_a_frozen_block(fusion, 
     freeze(classifier.backbone, until=5, batch_norm=True)
     for part in classifier.slices:
         nn.init.normal_(part.conv.weight, std=0.1)
-    context = ramp((6, 6)).clone().requires_grad_()
+    context = ramp(torch.zeros(1, 1, 6, 6)).clone().requires_grad_()
 
-    def at(size):
-        return nn.functional.interpolate(context, size=size)
+    def at(features):
+        return nn.functional.interpolate(context, size=features.shape[2:])
 
     classifier(photos, at).sum().backward()
     assert bool(context.grad.any())
@@ -91,7 +91,7 @@ def test_classifier__slice_is_the_concatenation_of_photo_and_context(fusion):
     for index, block in enumerate(blocks):
         if index in fused:
             weight = torch.cat([block.weight, next(slices).conv.weight], dim=1)
-            wide = torch.cat([wide, ramp(tuple(wide.shape[-2:]))], dim=1)
+            wide = torch.cat([wide, ramp(wide)], dim=1)
             wide = nn.functional.conv2d(wide, weight, stride=2, padding=1)
         else:
             wide = block(wide)
@@ -103,9 +103,9 @@ def test_classifier__slice_is_the_concatenation_of_photo_and_context(fusion):
 def test_classifier__context_is_asked_for_at_the_size_of_the_fused_map(photos):
     sizes = []
 
-    def spy(size):
-        sizes.append(size)
-        return torch.zeros(2, 1, *size)
+    def spy(features):
+        sizes.append(tuple(features.shape[2:]))
+        return torch.zeros(2, 1, *features.shape[2:])
 
     build("all")(photos, spy)
     assert sizes == [(12, 12), (12, 12), (6, 6), (3, 3)]
@@ -119,7 +119,7 @@ def test_classifier__context_of_one_batch_does_not_stay_for_the_next(photos):
     assert not torch.equal(classifier(photos, ramp), before)
     assert torch.equal(classifier(photos), before)
 
-    def broken(_size):
+    def broken(_features):
         raise RuntimeError("no context")
 
     with pytest.raises(RuntimeError, match="no context"):
@@ -177,7 +177,7 @@ def test_context_rms_ratio__counts_what_the_slice_adds(photos):
     classifier(photos, ramp)
     handle.remove()
     photo = nn.functional.conv2d(seen["x"], conv.weight)
-    added = 0.5 * ramp((3, 3)).expand(-1, conv.out_channels, -1, -1)
+    added = 0.5 * ramp(torch.zeros(1, 1, 3, 3)).expand(-1, conv.out_channels, -1, -1)
     expected = float((added.square().mean() / photo.square().mean()).sqrt())
     assert classifier.context_rms_ratio() == pytest.approx(expected, rel=1e-4)
 

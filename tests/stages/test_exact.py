@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.oracles import causal as oracle
 from wsss_core.causal.confounders import ConfounderSet
+from wsss_core.causal.features import CHANNELS, FeatureIntervention
 from wsss_core.causal.intervention import Intervention, UniformIntervention, place_context
 from wsss_core.models.backbones import Backbone, BackboneShape
 from wsss_core.models.classifier import Classifier, multilabel_loss
@@ -50,16 +51,26 @@ def build(fusion="block5", *, exact=True, confounders=None, kind=Intervention, s
             Residual(pair, stride) for pair, stride in zip(channels, (2, 1, 2, 1, 1), strict=True)
         ]
         shape = BackboneShape(tuple(out for _, out in channels), 4)
-        classifier = Classifier(Backbone(blocks, shape), num_classes=3, fusion=fusion)
+        classifier = Classifier(
+            Backbone(blocks, shape),
+            num_classes=3,
+            fusion=fusion,
+            context_channels=CHANNELS if kind is FeatureIntervention else 1,
+        )
         nn.init.normal_(classifier.head.weight)
         for part in classifier.slices:
             if awake:
                 nn.init.normal_(part.conv.weight)
     confounders = confounders or confounder_set()
-    own = {"seed": 3} if kind is Intervention else {}
-    intervention = kind(confounders, scale="n", **own)
-    for weight in intervention.parameters():
-        nn.init.normal_(weight, generator=torch.Generator().manual_seed(4))
+    own = {} if kind is UniformIntervention else {"seed": 3}
+    if kind is FeatureIntervention:
+        width = classifier.context_slices()[0].channels_in
+        z = np.random.default_rng(5).normal(size=(3, width)).astype(np.float32)
+        intervention = kind(z, np.float32(PRIOR), scale="n", **own)
+    else:
+        intervention = kind(confounders, scale="n", **own)
+        for weight in intervention.parameters():
+            nn.init.normal_(weight, generator=torch.Generator().manual_seed(4))
     return ContextClassifier(classifier, intervention, exact=exact).eval()
 
 
@@ -76,38 +87,53 @@ def batch():
 def enumerated(model, batch):
     """Class maps under each f(X, c_i), one whole pass of the whole net a confounder."""
     photos, x_m, affine = batch
-    terms = model.intervention.terms(x_m)
     maps = []
-    for i in range(terms.shape[1]):
+    for i in range(model.intervention.num_classes):
 
-        def at(size, term=terms[:, i : i + 1]):
-            return place_context(term, affine=affine, size=size)
+        def at(x, i=i):
+            if isinstance(model.intervention, FeatureIntervention):
+                return model.intervention.terms(x, torch.full((1, len(x)), i))[0]
+            term = model.intervention.terms(x_m)[:, i : i + 1]
+            return place_context(term, affine=affine, size=tuple(x.shape[2:]))
 
         maps.append(model.classifier.class_maps(photos, at))
     return torch.stack(maps)
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+CASES = [(fusion, Intervention) for fusion in FUSIONS]
+CASES += [(fusion, FeatureIntervention) for fusion in ("block3", "block5", "head")]
+
+
+@pytest.mark.parametrize(("fusion", "kind"), CASES)
 @torch.no_grad()
-def test_exact__equals_enumeration(fusion, batch):
-    model = build(fusion)
+def test_exact__equals_enumeration(fusion, kind, batch):
+    model = build(fusion, kind=kind)
     each = enumerated(model, batch)
     expected = oracle.marginal_probability(each.mean(dim=(3, 4)).double().numpy(), PRIOR)
     np.testing.assert_allclose(model(*batch).sigmoid().numpy(), expected, rtol=1e-4)
     maps = sum(p * part for p, part in zip(PRIOR, each, strict=True))
     torch.testing.assert_close(model.class_maps(*batch), maps, rtol=1e-4, atol=1e-4)
-    one_pass = build(fusion, exact=False)
+    one_pass = build(fusion, kind=kind, exact=False)
     assert (one_pass(*batch).sigmoid() - model(*batch).sigmoid()).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("fusion", ["block2", "block5", "head"])
-def test_exact__parts_and_recomputation_change_nothing(fusion, batch, monkeypatch):
+@pytest.mark.parametrize(
+    ("fusion", "kind"),
+    [
+        ("block2", Intervention),
+        ("block5", Intervention),
+        ("head", Intervention),
+        ("block4", FeatureIntervention),
+        ("head", FeatureIntervention),
+    ],
+)
+def test_exact__parts_and_recomputation_change_nothing(fusion, kind, batch, monkeypatch):
     """One pass that keeps everything against a pass a confounder that is computed again."""
     tags = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
     losses, grads = [], []
     for cells in (10**9, 1):
         monkeypatch.setattr(stage, "PASS_CELLS", cells)
-        model = build(fusion)
+        model = build(fusion, kind=kind)
         loss = multilabel_loss(model(*batch), tags)
         loss.backward()
         losses.append(loss.item())
@@ -178,9 +204,10 @@ def test_conta__is_uniform_alpha_where_alpha_cannot_matter(n, same, equal, batch
     assert torch.allclose(conta(*batch), uniform(*batch), rtol=1e-4, atol=1e-4) == equal
 
 
+@pytest.mark.parametrize("kind", [Intervention, FeatureIntervention])
 @torch.no_grad()
-def test_draw__stands_for_all_confounders(batch):
-    model = build()
+def test_draw__stands_for_all_confounders(kind, batch):
+    model = build(kind=kind)
     each = model.logits_by_confounder(*batch)
     draw = torch.tensor([[2, 2], [0, 1]])
     probabilities = model(*batch, draw).sigmoid()

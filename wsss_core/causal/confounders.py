@@ -27,12 +27,14 @@ _DTYPES = {"c": np.float32, "counts": np.int64, "prior": np.float32}
 
 @dataclass(frozen=True, eq=False)
 class ConfounderSet:
-    """The strata of the adjustment and their weights; n foreground classes, s x s cells.
+    """The strata of the adjustment and their weights: n confounders, s x s cells.
+
+    The foreground classes, then the groups of background if there are any.
 
     Attributes:
-        c: (n, s, s) float32, class-average masks in [0, 1].
-        counts: (n,) int64, training photos in which the segmenter found the class; 0 marks a
-            fallback c_i.
+        c: (n, s, s) float32, average masks in [0, 1].
+        counts: (n,) int64, training photos in which the segmenter found the class, or that show the
+            group; 0 marks a fallback c_i.
         prior: (n,) float32, P(c_i); sums to 1.
     """
 
@@ -174,15 +176,26 @@ def complete_confounders(
 
 
 def tag_prior(
-    tags: Iterable[Sequence[int]], *, num_classes: int, kind: Literal["uniform", "frequency"]
-) -> Float32[np.ndarray, " n"]:
-    """P(c): 1/n each, or the tag counts of the training photos normalised to 1.
+    tags: Iterable[Sequence[int]],
+    *,
+    num_classes: int,
+    kind: Literal["uniform", "frequency"],
+    further: Sequence[int] = (),
+) -> Float32[np.ndarray, " m"]:
+    """P(c): the same for each, or the tag counts of the training photos normalised to 1.
+
+    Args:
+        tags: Of each training photo.
+        num_classes: n, foreground classes.
+        kind: `causal.prior`.
+        further: Photos that show each confounder which is no class; they come after the classes.
 
     Raises:
         DataError: If a tag is outside 0..num_classes-1, or no photo has a tag to count.
     """
     if kind == "uniform":
-        return np.full(num_classes, 1 / num_classes, np.float32)
+        num = num_classes + len(further)
+        return np.full(num, 1 / num, np.float32)
     counts = np.zeros(num_classes, np.int64)
     for photo_tags in tags:
         for tag in photo_tags:
@@ -193,7 +206,8 @@ def tag_prior(
             counts[tag] += 1
     if not counts.any():
         raise DataError("no training photo has a tag; set causal.prior to uniform or add tags")
-    return (counts / counts.sum()).astype(np.float32)
+    every = np.concatenate([counts, np.asarray(further, np.int64)])
+    return (every / every.sum()).astype(np.float32)
 
 
 def mean_pairwise_cosine(c: Float[np.ndarray, "n s s"]) -> float:

@@ -119,7 +119,7 @@ def build_context(
     """What turns X_m into the context channel under `settings`; None where there is no channel.
 
     `shuffled_photo` builds what `conta` does: the loader hands each photo another's X_m, by
-    `derangement`.
+    `derangement`. `features` is no map and is built elsewhere.
 
     Args:
         settings: `context` chooses the module; `scale` its amplitude.
@@ -131,7 +131,7 @@ def build_context(
     Raises:
         InputError: If the confounders have another size than `settings.context_size`.
     """
-    if settings.context == "none" or confounders is None:
+    if settings.context == "none" or settings.context == "features" or confounders is None:
         return None
     if confounders.size != settings.context_size:
         raise InputError(

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from wsss_core.models.backbones import Backbone
 
-ContextAt = Callable[[tuple[int, int]], Tensor]
-"""Gives the context map of a batch, (B,1,h,w), at a feature map's size (h,w); (m*B,1,h,w) where
-each photo is looked at under m contexts, context after context."""
+ContextAt = Callable[[Tensor], Tensor]
+"""Gives the context (B,d,h,w) that joins the features (B,C,h,w) which enter a convolution, or
+(m*B,d,h,w) where each photo is looked at under m contexts, context after context; a map has d = 1.
+"""
 
 
 class ContextSlice(nn.Module):
@@ -28,16 +29,19 @@ class ContextSlice(nn.Module):
     names and weights stay as they are and conv(X; W) can be shared by every confounder.
 
     Attributes:
-        conv: conv_m, one input channel, same kernel and stride, no bias.
+        conv: conv_m, no bias, same stride; for a map with the same kernel, for vectors 1x1.
+        channels_in: C of the features that enter the convolution.
         context: The context of the batch under way; None adds nothing.
         rms: Root mean square of conv_m(M) and of conv(X) in the last batch.
     """
 
-    def __init__(self, beside: nn.Conv2d) -> None:
+    def __init__(self, beside: nn.Conv2d, *, channels: int) -> None:
         super().__init__()
         kernel, dilation = _pair(beside.kernel_size), _pair(beside.dilation)
+        if channels > 1:
+            kernel = (1, 1)
         self.conv = nn.Conv2d(
-            1,
+            channels,
             beside.out_channels,
             kernel,
             _pair(beside.stride),
@@ -46,6 +50,7 @@ class ContextSlice(nn.Module):
             bias=False,
         )
         nn.init.zeros_(self.conv.weight)
+        self.channels_in = beside.in_channels
         self.context: ContextAt | None = None
         self.rms = (0.0, 0.0)
         beside.register_forward_hook(self._add)
@@ -53,7 +58,7 @@ class ContextSlice(nn.Module):
     def _add(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.context is None:
             return output
-        added = self.conv(self.context((inputs[0].shape[-2], inputs[0].shape[-1])))
+        added = self.conv(self.context(inputs[0]))
         self.rms = (_rms(added), _rms(output))
         times = len(added) // len(output)
         return (output if times == 1 else torch.cat([output] * times)) + added
@@ -68,11 +73,20 @@ class Classifier(nn.Module):
         slices: Where the context joins; empty for a plain classifier.
     """
 
-    def __init__(self, backbone: Backbone, *, num_classes: int, fusion: str | None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        num_classes: int,
+        fusion: str | None,
+        context_channels: int = 1,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Conv2d(backbone.shape.channels[-1], num_classes, 1, bias=False)
-        self.slices = nn.ModuleList(ContextSlice(conv) for conv in self._fused(fusion))
+        self.slices = nn.ModuleList(
+            ContextSlice(conv, channels=context_channels) for conv in self._fused(fusion)
+        )
         self._num_shared = len(backbone.blocks)
         if fusion is not None and fusion != "head":
             self._num_shared = (2 if fusion == "all" else int(fusion.removeprefix("block"))) - 1
@@ -107,7 +121,7 @@ class Classifier(nn.Module):
         rest = self.backbone.blocks[self._num_shared :]
         if num_contexts > 1 and len(rest):  # the head alone shares conv(X; W) among the contexts
             features = torch.cat([features] * num_contexts)
-        slices = self._context_slices()
+        slices = self.context_slices()
         for part in slices:
             part.context = context
         try:
@@ -118,17 +132,30 @@ class Classifier(nn.Module):
             for part in slices:
                 part.context = None
 
+    def fused_features(self, photos: Tensor) -> Tensor:
+        """What enters the fused convolution, (B,C,h,w); of several, the first."""
+        seen: list[Tensor] = []
+
+        def look(features: Tensor) -> Tensor:
+            seen.append(features)
+            channels = self.context_slices()[0].conv.in_channels
+            return features.new_zeros(len(features), channels, *features.shape[2:])
+
+        self.class_maps(photos, look)
+        return seen[0]
+
     def new_parameters(self) -> list[nn.Parameter]:
         """Parameters without pretrained weights: the class layer and the context slices."""
         return [*self.head.parameters(), *self.slices.parameters()]
 
     def context_rms_ratio(self) -> float:
         """RMS of conv_m(M) over that of conv(X) in the last batch, mean over slices; 0 if none."""
-        pairs = [part.rms for part in self._context_slices()]
+        pairs = [part.rms for part in self.context_slices()]
         ratios = [added / max(photo, 1e-12) for added, photo in pairs]
         return sum(ratios) / len(ratios) if ratios else 0.0
 
-    def _context_slices(self) -> list[ContextSlice]:
+    def context_slices(self) -> list[ContextSlice]:
+        """`slices`, from the first block that is fused to the last."""
         return [part for part in self.slices if isinstance(part, ContextSlice)]
 
     def _fused(self, fusion: str | None) -> list[nn.Conv2d]:

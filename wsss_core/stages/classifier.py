@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wsss_core.causal.adjustment import draw_confounders, marginal_logits, nwgm_gap
 from wsss_core.causal.confounders import ConfounderSet
+from wsss_core.causal.features import CHANNELS, FeatureIntervention, feature_report
 from wsss_core.causal.intervention import (
+    SegMaskContext,
     UniformIntervention,
     build_context,
     context_report,
@@ -28,7 +32,7 @@ from wsss_core.config import CausalConfig, ClassifierConfig, Config
 from wsss_core.data.images import read_photo
 from wsss_core.data.transforms import crop_photo, draw_crop, normalise, resize_photo, scaled_size
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
-from wsss_core.models.classifier import Classifier, initialise_head, multilabel_loss
+from wsss_core.models.classifier import Classifier, ContextAt, initialise_head, multilabel_loss
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
@@ -37,6 +41,7 @@ from wsss_core.training.loop import Batch, Machine, Trainable, train
 
 WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
 CONFOUNDERS, CAUSAL, X_M = "confounders.safetensors", "causal.json", "x_m.safetensors"
+PROTOTYPES = "prototypes.safetensors"
 
 
 PASS_CELLS = 16384
@@ -55,7 +60,8 @@ class ContextClassifier(nn.Module):
 
     Attributes:
         classifier: Trunk, slices, class layer.
-        intervention: Maps X_m (B,s,s) to M (B,1,s,s); None in round 0.
+        intervention: Maps X_m (B,s,s) to M (B,1,s,s), or the features that enter the fused
+            convolution to M (B,d,h,w); None in round 0.
         exact: Whether the confounders are summed over behind the network; else inside it (NWGM).
     """
 
@@ -102,9 +108,12 @@ class ContextClassifier(nn.Module):
         """Class maps (B,n,h,w) under M, the mean of the contexts: NWGM."""
         if self.intervention is None or x_m is None or affine is None:
             return self.classifier.class_maps(photos)
+        if isinstance(self.intervention, FeatureIntervention):
+            # its method, for the module would become a child of the slice
+            return self.classifier.class_maps(photos, self.intervention.forward)
         context_map = self.intervention(x_m)
         return self.classifier.class_maps(
-            photos, lambda size: place_context(context_map, affine=affine, size=size)
+            photos, lambda x: place_context(context_map, affine=affine, size=_size(x))
         )
 
     def logits_by_confounder(
@@ -122,33 +131,43 @@ class ContextClassifier(nn.Module):
         What no context changes runs once. Where there are several passes they keep nothing for the
         gradient and are computed again, so that memory is that of one.
         """
-        terms = self.confounders.terms(x_m)
-        if draw is not None:
-            terms = terms.take_along_dim(draw[:, :, None, None], dim=1)
+        which = torch.arange(self.confounders.num_classes, device=photos.device)[:, None]
+        which = which.expand(-1, len(photos)) if draw is None else draw.T
+        context_of = self._context_of(x_m, affine)
         features = self.classifier.begin(photos)
         cells = len(photos) * features.shape[-2] * features.shape[-1]
-        parts = torch.split(terms.transpose(0, 1), max(1, PASS_CELLS // cells))
+        parts = torch.split(which, max(1, PASS_CELLS // cells))
+
+        def finish(features: Tensor, part: Tensor) -> Tensor:
+            num = len(part)
+            maps = self.classifier.finish(features, context_of(part), num_contexts=num)
+            return maps.reshape(num, -1, *maps.shape[1:])
+
         for part in parts:
             if len(parts) > 1 and torch.is_grad_enabled():
-                yield checkpoint(self._finish, features, part, affine, use_reentrant=False)
+                yield checkpoint(finish, features, part, use_reentrant=False)
             else:
-                yield self._finish(features, part, affine)
+                yield finish(features, part)
 
-    def _finish(self, features: Tensor, contexts: Tensor, affine: Tensor) -> Tensor:
-        """Class maps (m,B,n,h,w) behind `begin`, under contexts (m,B,s,s)."""
-        num, batch, side, _ = contexts.shape
-        flat, places = contexts.reshape(num * batch, 1, side, side), affine.repeat(num, 1, 1)
-        maps = self.classifier.finish(
-            features,
-            lambda size: place_context(flat, affine=places, size=size),
-            num_contexts=num,
-        )
-        return maps.reshape(num, batch, *maps.shape[1:])
+    def _context_of(self, x_m: Tensor, affine: Tensor) -> Callable[[Tensor], ContextAt]:
+        """From the confounders chosen for each photo, (m,B), to the context that they give."""
+        confounders = self.confounders
+        if isinstance(confounders, FeatureIntervention):
+            # photos are repeated context after context, so the first B are all of them
+            return lambda which: lambda x: confounders.terms(x[: len(x_m)], which).flatten(0, 1)
+        terms, photos = confounders.terms(x_m), torch.arange(len(x_m), device=x_m.device)
+
+        def context_of(which: Tensor) -> ContextAt:
+            maps = terms[photos, which].flatten(0, 1)[:, None]
+            places = affine.repeat(len(which), 1, 1)
+            return lambda x: place_context(maps, affine=places, size=_size(x))
+
+        return context_of
 
     @property
-    def confounders(self) -> UniformIntervention:
-        """The intervention as the confounders that are summed over: c, P(c), f(X, c_i)."""
-        if not isinstance(self.intervention, UniformIntervention):
+    def confounders(self) -> UniformIntervention | FeatureIntervention:
+        """The intervention as the confounders that are summed over: P(c) and f(X, c_i)."""
+        if not isinstance(self.intervention, UniformIntervention | FeatureIntervention):
             raise TypeError("this classifier has no confounders to sum over")
         return self.intervention
 
@@ -156,6 +175,10 @@ class ContextClassifier(nn.Module):
         """Everything without pretrained weights: class layer, context slices, W1 and W2."""
         own = [] if self.intervention is None else list(self.intervention.parameters())
         return self.classifier.new_parameters() + own
+
+
+def _size(features: Tensor) -> tuple[int, int]:
+    return features.shape[-2], features.shape[-1]
 
 
 def build_classifier(
@@ -167,6 +190,7 @@ def build_classifier(
     x_m_rms: float,
     seed: int,
     pretrained: bool,
+    prototypes: np.ndarray | None = None,
 ) -> ContextClassifier:
     """An untrained classifier; without confounders the plain one of round 0.
 
@@ -179,13 +203,20 @@ def build_classifier(
         output_stride=settings.output_stride,
         seed=derive_seed(seed, "trunk"),
     )
-    intervention = (
-        None
-        if confounders is None
-        else build_context(causal, confounders, seed=derive_seed(seed, "context"), x_m_rms=x_m_rms)
+    intervention: nn.Module | None = None
+    if confounders is not None:
+        own = derive_seed(seed, "context")
+        if prototypes is None:
+            intervention = build_context(causal, confounders, seed=own, x_m_rms=x_m_rms)
+        else:
+            prior = confounders.prior
+            intervention = FeatureIntervention(prototypes, prior, scale=causal.scale, seed=own)
+    classifier = Classifier(
+        backbone,
+        num_classes=num_classes,
+        fusion=causal.fusion if intervention is not None else None,
+        context_channels=CHANNELS if isinstance(intervention, FeatureIntervention) else 1,
     )
-    fusion = causal.fusion if intervention is not None else None
-    classifier = Classifier(backbone, num_classes=num_classes, fusion=fusion)
     initialise_head(classifier, torch_generator(seed, "head"))
     exact = causal.adjustment == "exact" and intervention is not None
     return ContextClassifier(classifier, intervention, exact=exact)
@@ -205,9 +236,16 @@ def load_classifier(folder: Path) -> ContextClassifier:
         x_m_rms=description["x_m_rms"],
         seed=description["seed"],
         pretrained=False,
+        prototypes=_read_prototypes(folder),
     )
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()
+
+
+def _read_prototypes(folder: Path) -> np.ndarray | None:
+    """The z of a confounders or classifier artifact; None without context `features`."""
+    path = folder / PROTOTYPES
+    return load_numpy(path)["z"] if path.is_file() else None
 
 
 def photo_contexts(
@@ -248,10 +286,12 @@ def _write(
     dataset = job.work.dataset(data)
     photos, num_classes = dataset.splits["train"], len(dataset.classes)
     causal, confounder_set, contexts = CausalConfig(context="none"), None, None
+    prototypes = None
     if confounders is not None and x_m is not None:
         folder = job.work.folder(confounders)
         causal = CausalConfig.model_validate_json((folder / CAUSAL).read_text())
         confounder_set = ConfounderSet.load(folder / CONFOUNDERS)
+        prototypes = _read_prototypes(folder)
         contexts = _context_inputs(job.work.folder(x_m), causal, seed=job.seed)
     rms = 1.0 if contexts is None else root_mean_square(contexts)
     model = build_classifier(
@@ -262,6 +302,7 @@ def _write(
         x_m_rms=rms,
         seed=job.seed,
         pretrained=settings.pretrained,
+        prototypes=prototypes,
     )
     if start is not None:
         load_start(model, job.work.folder(start), stage=start.stage)
@@ -300,6 +341,8 @@ def _write(
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / WEIGHTS)
     if confounder_set is not None and model.intervention is not None:
         confounder_set.save(out / CONFOUNDERS)
+    if prototypes is not None:
+        save_numpy({"z": prototypes}, out / PROTOTYPES)
     description = {
         "classifier": settings.model_dump(mode="json"),
         "causal": causal.model_dump(mode="json"),
@@ -310,9 +353,10 @@ def _write(
     (out / DESCRIPTION).write_text(json.dumps(description, sort_keys=True))
     metrics = {"classifier/loss": history[-1]["loss"], "classifier/skipped": history[-1]["skipped"]}
     if model.intervention is not None and contexts is not None:
-        metrics |= context_report(model.intervention, contexts)
+        if prototypes is None:
+            metrics |= context_report(model.intervention, contexts)
         metrics["context/rms_ratio"] = model.classifier.context_rms_ratio()
-        if isinstance(model.intervention, UniformIntervention):
+        if not isinstance(model.intervention, SegMaskContext):
             metrics |= gap_report(model.to(job.work.device()), photos, contexts)
     return Measured(metrics, history)
 
@@ -323,6 +367,8 @@ def gap_report(
 ) -> dict[str, float]:
     """`nwgm_gap` on at most `GAP_PHOTOS` whole photos, spread over the list: the same every round.
 
+    With prototypes also their `feature_report`.
+
     Args:
         model: Trained under either adjustment; its mode is kept.
         photos: Training photos.
@@ -330,7 +376,8 @@ def gap_report(
     """
     device, training = next(model.parameters()).device, model.training
     affine = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], device=device)
-    each, one_pass = [], []
+    each, one_pass, alphas = [], [], []
+    confounders = model.confounders
     model.eval()
     for index in range(0, len(photos), -(-len(photos) // GAP_PHOTOS)):
         pixels = read_photo(photos[index].path)
@@ -339,9 +386,13 @@ def gap_report(
         x_m = contexts[index : index + 1].to(device)
         each.append(model.logits_by_confounder(view, x_m, affine).cpu())
         one_pass.append(model.one_pass_maps(view, x_m, affine).float().mean(dim=(2, 3)).cpu())
+        if isinstance(confounders, FeatureIntervention):
+            alphas.append(confounders.mean_alpha.cpu())
     model.train(training)
-    prior = model.confounders.prior.cpu()
-    return nwgm_gap(torch.cat(each, dim=1), torch.cat(one_pass), prior=prior)
+    report = nwgm_gap(torch.cat(each, dim=1), torch.cat(one_pass), prior=confounders.prior.cpu())
+    if isinstance(confounders, FeatureIntervention):
+        report |= feature_report(confounders.z.cpu(), torch.cat(alphas))
+    return report
 
 
 def load_start(model: ContextClassifier, folder: Path, *, stage: str) -> None:

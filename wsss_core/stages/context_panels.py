@@ -1,6 +1,8 @@
 """Stage `draw_context`: what the classifier of a later round was shown beside its photos.
 
-`context.png` holds X_m and M of the photos that `panel.png` shows, `confounders.png` the c_i.
+`context.png` holds X_m and M of the photos that `panel.png` shows, `confounders.png` the c_i. With
+prototypes it holds, at each position, alpha of the photo's own tags together and the length of M;
+there is no `confounders.png`.
 """
 
 from __future__ import annotations
@@ -13,11 +15,18 @@ import torch
 from PIL import Image
 
 from wsss_core.causal.confounders import ConfounderSet
+from wsss_core.causal.features import FeatureIntervention
 from wsss_core.causal.intervention import UniformIntervention
 from wsss_core.data.images import read_photo
+from wsss_core.data.transforms import normalise, resize_photo, scaled_size
 from wsss_core.evaluation.panels import PanelRow, draw_panel, draw_sheet, shade, spread_evenly
 from wsss_core.records import Manifest, TaggedPhoto
-from wsss_core.stages.classifier import CONFOUNDERS, load_classifier, photo_contexts
+from wsss_core.stages.classifier import (
+    CONFOUNDERS,
+    ContextClassifier,
+    load_classifier,
+    photo_contexts,
+)
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
 
@@ -30,45 +39,57 @@ def _write(out: Path, job: Job, *, data: Manifest, classifier: Manifest, x_m: Ma
     folder = job.work.folder(classifier)
     photos = {photo.id: photo for photo in dataset.splits["train"]}
     fields = photo_contexts(list(photos.values()), folder, job.work.folder(x_m))
-    context = load_classifier(folder).intervention
+    model = load_classifier(folder)
     given = dict(zip(photos, fields, strict=True))
     chosen = spread_evenly(list(photos), num=job.settings)
     rows = [
-        _row(photos[photo_id], field, context, classes=dataset.classes)
+        _row(photos[photo_id], field, model, classes=dataset.classes)
         for photo_id, field in ((photo_id, given[photo_id]) for photo_id in chosen)
-        if field is not None and context is not None
+        if field is not None and model.intervention is not None
     ]
     if rows:
         title = "what the classifier was shown"
         draw_panel(rows, names=(), title=title).save(out / CONTEXT)
-    if isinstance(context, UniformIntervention):  # `seg_mask` has confounders and ignores them
+    # `seg_mask` and `features` have the c_i beside them and do not read them
+    if isinstance(model.intervention, UniformIntervention):
         _draw_confounders(folder / CONFOUNDERS, classes=dataset.classes).save(out / SHEET)
     return Measured()
 
 
 def _row(
-    photo: TaggedPhoto, field: np.ndarray, context: torch.nn.Module, *, classes: Sequence[str]
+    photo: TaggedPhoto, field: np.ndarray, model: ContextClassifier, *, classes: Sequence[str]
 ) -> PanelRow:
-    """Photo, X_m, and M as bright as its own largest."""
+    """Photo, what M was asked by, and M as bright as its own largest."""
     pixels = read_photo(photo.path)
-    with torch.inference_mode():
-        m = context(torch.from_numpy(field)[None])[0, 0].numpy()
     size = (pixels.shape[0], pixels.shape[1])
+    name, asked, m = "X_m", field, field
+    with torch.inference_mode():
+        if isinstance(model.intervention, FeatureIntervention):
+            target = scaled_size(size, 1.0, multiple=16)
+            view = normalise(resize_photo(pixels, target))[None]
+            features = model.classifier.fused_features(view)
+            name = "alpha of its tags"
+            asked = model.intervention.alpha(features)[0, list(photo.tags)].sum(0).numpy()
+            m = model.intervention(features)[0].norm(dim=0).numpy()
+        elif model.intervention is not None:
+            m = model.intervention(torch.from_numpy(field)[None])[0, 0].numpy()
     tags = ", ".join(classes[tag] for tag in photo.tags)
     return PanelRow(
         caption=f"{photo.id}   tags: {tags}   largest M {m.max():.3g}",
         photo=pixels,
-        cells={"X_m": shade(field, size, top=1.0), "M": shade(m, size)},
+        cells={name: shade(asked, size, top=1.0), "M": shade(m, size)},
         labels=frozenset(),
     )
 
 
 def _draw_confounders(path: Path, *, classes: Sequence[str]) -> Image.Image:
     confounders = ConfounderSet.load(path)
+    num_groups = confounders.num_classes - len(classes)
+    names = [*classes, *(f"background {number}" for number in range(1, num_groups + 1))]
     top = float(confounders.c.max())
     sheet = {
         f"{name}  {c.max():.2f}": shade(c, (MAP_PX, MAP_PX), top=top)
-        for name, c in zip(classes, confounders.c, strict=True)
+        for name, c in zip(names, confounders.c, strict=True)
     }
     return draw_sheet(sheet, title=f"confounders c_i; white is {top:.2f}")
 

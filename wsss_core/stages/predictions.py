@@ -1,4 +1,8 @@
-"""Stages `predictions` and `test`: what the segmenter sees in a split, as masks and as X_m."""
+"""Stages `predictions` and `test`: what the segmenter sees in a split, as masks and as X_m.
+
+Stage `crossfit` does the same for the training photos by two segmenters of half the photos each,
+every photo by the one that was not trained on it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from wsss_core.data.images import write_mask
 from wsss_core.data.transforms import normalise, resize_photo, scaled_size
 from wsss_core.expansion.crf import refine
 from wsss_core.records import Manifest, TaggedPhoto
-from wsss_core.stages.segmenter import load_segmenter
+from wsss_core.stages.segmenter import HALVES, half_of, load_segmenter
 from wsss_core.stages.shards import read_batches, split_shards
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
@@ -82,30 +86,43 @@ def refine_prediction(
 
 
 def _write(out: Path, job: Job, *, data: Manifest, segmenter: Manifest, split: str) -> Measured:
-    settings: dict[str, Any] = job.settings
     photos = job.work.dataset(data).splits[split]
+    x_m = _segment(out, job, photos, segmenter, what=f"segment {split}")
+    if job.settings["context_size"] is not None:
+        save_file({"x_m": torch.from_numpy(x_m)}, out / "x_m.safetensors")
+    return Measured()
+
+
+def _write_crossfit(
+    out: Path, job: Job, *, data: Manifest, even: Manifest, odd: Manifest
+) -> Measured:
+    photos = job.work.dataset(data).splits["train"]
+    side = job.settings["context_size"]
+    x_m = np.zeros((len(photos), side, side), np.float32)
+    for start, (split, other) in enumerate(zip(HALVES, (odd, even), strict=True)):
+        half = half_of(photos, split)
+        x_m[start::2] = _segment(out, job, half, other, what=f"segment the {split} half")
+    save_file({"x_m": torch.from_numpy(x_m)}, out / "x_m.safetensors")
+    return Measured()
+
+
+def _segment(
+    out: Path, job: Job, photos: Sequence[TaggedPhoto], segmenter: Manifest, *, what: str
+) -> Float32[np.ndarray, "n s s"]:
+    """Write the masks of some photos; returns their X_m."""
     device = job.work.device()
     shard = functools.partial(
         _write_shard,
         folder=job.work.folder(segmenter),
         out=out,
-        settings=settings,
+        settings=job.settings,
         device=str(device),
     )
     workers = 1 if device.type == "cuda" else job.work.runtime.workers
-    rows = list(
-        map_shards(
-            shard,
-            split_shards(photos),
-            workers=workers,
-            recorder=job.work.recorder,
-            what=f"segment {split}",
-        )
+    shards, recorder = split_shards(photos), job.work.recorder
+    return np.concatenate(
+        list(map_shards(shard, shards, workers=workers, recorder=recorder, what=what))
     )
-    if settings["context_size"] is not None:
-        x_m = np.concatenate(rows)
-        save_file({"x_m": torch.from_numpy(x_m)}, out / "x_m.safetensors")
-    return Measured()
 
 
 def _write_shard(
@@ -147,4 +164,5 @@ def _test_settings(config: Any) -> dict[str, Any]:
 
 
 segment_photos = Stage("predictions", _write, _context_settings)
+crossfit_photos = Stage("crossfit", _write_crossfit, _context_settings)
 test_segmenter = Stage("test", _write, _test_settings)

@@ -1,9 +1,13 @@
-"""Stage `segmenter`: train it on the pseudo-masks, from ImageNet every round (step 3)."""
+"""Stage `segmenter`: train it on the pseudo-masks, from ImageNet every round (step 3).
+
+Stage `half_segmenter` trains another on every second photo, for an X_m of photos that it never saw.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 from wsss_core.config import SegmenterConfig
 from wsss_core.data.images import read_mask, read_photo
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
+from wsss_core.errors import InputError
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.segmenter import Segmenter, initialise_new_layers, segmentation_loss
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
@@ -22,6 +27,8 @@ from wsss_core.store import Measured
 from wsss_core.training.loop import Batch, Machine, Trainable, train
 
 WEIGHTS, DESCRIPTION = "segmenter.safetensors", "segmenter.json"
+HALVES = ("even", "odd")
+"""Which photos of the sorted training list a half holds, counted from 0."""
 
 
 def build_segmenter(
@@ -48,7 +55,26 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, tuple[str, ...]]:
     return model.eval(), tuple(description["classes"])
 
 
+def half_of(photos: Sequence[TaggedPhoto], split: str) -> Sequence[TaggedPhoto]:
+    """The photos of a half, one of `HALVES`."""
+    return photos[HALVES.index(split) :: 2]
+
+
 def _write(out: Path, job: Job, *, data: Manifest, masks: Manifest) -> Measured:
+    return _train_on(out, job, job.work.dataset(data).splits["train"], data=data, masks=masks)
+
+
+def _write_half(out: Path, job: Job, *, data: Manifest, masks: Manifest, split: str) -> Measured:
+    half = half_of(job.work.dataset(data).splits["train"], split)
+    if not half:
+        raise InputError(f"causal.x_m crossfit needs two photos; there is none in the {split} half")
+    measured = _train_on(out, job, half, data=data, masks=masks)
+    return Measured({f"half_{split}/loss": measured.history[-1]["loss"]}, measured.history)
+
+
+def _train_on(
+    out: Path, job: Job, photos: Sequence[TaggedPhoto], *, data: Manifest, masks: Manifest
+) -> Measured:
     settings: SegmenterConfig = job.settings
     dataset = job.work.dataset(data)
     model = build_segmenter(
@@ -63,7 +89,7 @@ def _write(out: Path, job: Job, *, data: Manifest, masks: Manifest) -> Measured:
             functools.partial(_loss, class_balanced=settings.class_balanced),
             functools.partial(set_training_mode, batch_norm_frozen=settings.freeze_bn),
         ),
-        items=dataset.splits["train"],
+        items=photos,
         view=functools.partial(
             _view, masks=job.work.folder(masks), settings=settings, seed=job.seed
         ),
@@ -112,3 +138,4 @@ def _loss(model: nn.Module, batch: Batch, *, class_balanced: bool) -> Tensor | N
 
 
 train_segmenter = Stage("segmenter", _write, lambda config: config.segmenter, seeded=True)
+train_half = Stage("half_segmenter", _write_half, lambda config: config.segmenter, seeded=True)
