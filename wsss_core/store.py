@@ -36,6 +36,9 @@ FORMAT = 1
 
 _MANIFEST, _INDEX, _QUESTION = "manifest.json", "index.jsonl", "question.json"
 _FORMAT = "format"  # beside the stages' folders
+UNFINISHED = ".tmp-"
+"""How a folder's name begins until it is whole; key and host follow, as `KEY@HOST`."""
+
 # These modules say what is asked, not how it is computed: a change in them changes no artifact
 # (DESIGN 3).
 _UNSTAMPED = frozenset({"config", "errors", "records", "store", "observe"})
@@ -172,14 +175,14 @@ class Store:
             question: What the key was made of; kept beside the manifest, outside the digest.
 
         Returns:
-            The manifest; that of another process if it finished the same key while we waited for
-            the lock.
+            The manifest; that of another process or host if it was first with the same key.
 
         Raises:
             StoreError: On a full disk or a folder that cannot be written.
         """
         final = self.root / stage / key
-        scratch = final.with_name(f".tmp-{key}")
+        # a lock on a shared disk may not reach the other hosts
+        scratch = final.with_name(f"{UNFINISHED}{key}@{socket.gethostname()}")
         try:
             self.check_format()
             with _locked(self._lock(stage, key)):
@@ -209,11 +212,7 @@ class Store:
                     text = json.dumps(question, indent=1, sort_keys=True)
                     _write_synced(scratch / _QUESTION, text.encode())
                 _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
-                if final.exists():  # a damaged copy; it goes only now that its successor is whole
-                    shutil.rmtree(final)
-                scratch.replace(final)
-                _sync_folder(final.parent)
-                return manifest
+                return self._publish_whole(scratch, manifest)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(
@@ -224,6 +223,23 @@ class Store:
                     f"{error.filename or final} cannot be written; check its owner and permissions"
                 ) from error
             raise
+
+    def _publish_whole(self, scratch: Path, manifest: Manifest) -> Manifest:
+        """Make a whole folder appear under its key, unless another host was first."""
+        final, first = self.folder(manifest), self.find(manifest.stage, manifest.key)[0]
+        if first is None:
+            if final.exists():  # a damaged copy; it goes only now that its successor is whole
+                shutil.rmtree(final)
+            try:
+                scratch.replace(final)
+            except OSError as error:
+                first, _ = self.find(manifest.stage, manifest.key)
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or first is None:
+                    raise
+            _sync_folder(final.parent)
+        if first is not None:
+            shutil.rmtree(scratch)
+        return first or manifest
 
     def _lock(self, stage: str, key: str) -> Path:
         return self.root / stage / f".{key}.lock"
