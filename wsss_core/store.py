@@ -18,6 +18,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 
 from wsss_core.errors import StoreError
 from wsss_core.records import Manifest
@@ -213,14 +215,16 @@ class Store:
                     _write_synced(scratch / _QUESTION, text.encode())
                 _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
                 return self._publish_whole(scratch, manifest)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            number = _errno_of(error)
+            if number in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(
                     f"the disk of {self.root} is full; free space and run the same command again"
                 ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+                place = getattr(error, "filename", None) or final
                 raise StoreError(
-                    f"{error.filename or final} cannot be written; check its owner and permissions"
+                    f"{place} cannot be written; check its owner and permissions"
                 ) from error
             raise
 
@@ -347,6 +351,14 @@ def read_index(folder: Path) -> dict[str, str]:
     """File of each photo id of an artifact, relative to `folder`."""
     lines = (folder / _INDEX).read_text().splitlines()
     return {entry["id"]: entry["file"] for entry in map(json.loads, lines)}
+
+
+def _errno_of(error: OSError | SafetensorError) -> int | None:
+    """What the system said; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told[1]) if told else None
 
 
 def _write_index(folder: Path) -> bytes:

@@ -14,6 +14,7 @@ import time
 
 import pytest
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from wsss_core import store as store_module
 from wsss_core.config import Config, RuntimeConfig, TrainingConfig
@@ -268,10 +269,17 @@ def test_publish__other_keys_do_not_wait(store):
     assert store.find("cams", "k2")[0] is not None
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_publish__full_disk_says_what_to_do(store, number):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "no room", "/some/file"),
+        OSError(errno.EDQUOT, "no room", "/some/file"),
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+)
+def test_publish__full_disk_says_what_to_do(store, error):
     def write(_folder):
-        raise OSError(number, "no room", "/some/file")
+        raise error
 
     with pytest.raises(StoreError) as caught:
         store.publish("cams", "k1", write)
