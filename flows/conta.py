@@ -23,6 +23,7 @@ from flows.runs import Run, StageName, UnderWay
 from flows.settle import announce_start, settle_dead
 from tasks import stages
 from tasks.policy import stage_of
+from tasks.runners import choose_shard_map
 from tasks.tracking import Tracker
 from wsss_core.config import Config
 from wsss_core.errors import ContaError, DataError
@@ -50,7 +51,8 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
     home, recorder, config = open_home(), FlowRecorder(), locate_data(config)
     with announce_start(home, note=recorder.note):
         settle_dead(home, note=recorder.note)
-        work = Workspace(home, config.data.root, config.runtime, recorder)
+        shard_map = choose_shard_map(home, config.runtime)
+        work = Workspace(home, config.data.root, config.runtime, recorder, shard_map)
         data, truth = index(config, work)
         with work_on_run(config, work, data, truth) as (run, tracker):
             config = score_what_is_there(config, work.dataset(data).splits)

@@ -45,6 +45,8 @@ def execute(
     config = locate_data(config)
     set_defaults(home)
     server = servers.open_prefect(home)  # comes up while torch is imported
+    from httpx import HTTPError
+
     try:
         from flows.conta import conta_flow
 
@@ -53,6 +55,11 @@ def execute(
         server.wait_ready()
         with _ending_politely():
             name = conta_flow(config, cast("runs.StageName | None", until))
+    except HTTPError as error:
+        raise ContaError(
+            f"the Prefect server at {server.url} answers no more ({error}); run the same command "
+            "again, what was computed is kept"
+        ) from error
     finally:
         servers.close_prefect(server)
     run = runs.read_run(home, name)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from httpx import HTTPError
 from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import PrefectException
 
 from flows.pictures import shrink_picture
 from flows.runs import Round, Run, markdown_table
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 100_000  # it lies in Prefect's database
 
 
 def publish_report(run: Run, entry: Round, panel: Path | None) -> None:
-    """Add a version of the artifact `round-report`.
+    """Add a version of the artifact `round-report`, if the server still answers.
 
     Args:
         run: The run so far; its table shows every round.
@@ -25,4 +30,8 @@ def publish_report(run: Run, entry: Round, panel: Path | None) -> None:
         parts.append(f"![panel]({shrink_picture(panel, MAX_BYTES)})")
     if run.mlflow_url is not None:
         parts.append(f"[Charts in MLflow]({run.mlflow_url})")
-    create_markdown_artifact("\n\n".join(parts), key="round-report")
+    try:
+        create_markdown_artifact("\n\n".join(parts), key="round-report")
+    except (HTTPError, OSError, PrefectException) as error:
+        # a page is not worth a run
+        logger.warning("no report of round %d on Prefect's page: %s", entry.round, error)

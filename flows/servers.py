@@ -8,7 +8,6 @@ bound to the life of this process.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from typing import IO
 from flows import locks, runs
 from flows.environment import set_defaults
 from flows.unfinished import dead_starts, is_dead
+from wsss_core.config import is_loopback
 from wsss_core.errors import BusyError, ContaError, InputError
 from wsss_core.store import write_atomically
 from wsss_core.workers import start_process
@@ -243,17 +243,11 @@ def refuse_open_bind() -> None:
     """
     for name in ("PREFECT_SERVER_API_HOST", "MLFLOW_HOST"):
         host = os.environ.get(name, HOST)
-        if host != "localhost" and not _is_loopback(host):
+        if not is_loopback(host):
             raise InputError(
                 f"{name} is {host!r}, but `conta ui` asks nobody for a password, so it serves "
                 f"{HOST} alone; unset {name}, or use docker/compose.yaml, which has passwords"
             )
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def _serve(home: Path, say: Callable[[str], None]) -> None:

@@ -94,28 +94,32 @@ class Victim:
     Attributes:
         home: Its CONTA_HOME.
         processes_left: The most processes that were alive after a run was over.
+        grace_s: How long they have to end.
     """
 
-    def __init__(self, home: Path) -> None:
+    grace_s = GRACE_S
+
+    def __init__(self, home: Path, command: list[str] = COMMAND) -> None:
         self.home = home
+        self._command = command
         self.processes_left = 0
         self._began_s = 0.0
         self._kills: list[tuple[str, int, int]] = []  # stage under way, epochs begun, epochs logged
 
     def start_and_wait(self) -> None:
         """Let the command end by itself."""
-        with self._start() as child:
+        with self.start() as child:
             self._end(child)
 
     def start_and_kill(self, after_s: float) -> bool:
         """Kill the command's whole process group after some time; False if it ended before."""
-        with self._start() as child:
+        with self.start() as child:
             try:
                 child.wait(after_s)
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-                self._count_processes()
+                self.count_left()
                 self._note_kill()
                 return True
             self._end(child)
@@ -143,9 +147,9 @@ class Victim:
                 costs.append(begun - later[0])
         return max(costs)
 
-    def digests(self) -> dict[str, str]:
-        """Content digest of every artifact of the run, by round and stage."""
-        (record,) = self.home.glob("runs/*/run.json")
+    def digests(self, name: str = "*") -> dict[str, str]:
+        """Content digest of every artifact of the run of this name, by round and stage."""
+        (record,) = self.home.glob(f"runs/{name}/run.json")
         rounds = json.loads(record.read_text())["rounds"]
         return {
             f"{entry['round']} {label}": manifest["digest"]
@@ -167,14 +171,21 @@ class Victim:
             count = len(base.execute(parents).fetchall())
             return count, max((row[0] for row in base.execute(points)), default=0)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def start(self, *settings: str, **environment: str | None) -> subprocess.Popen[bytes]:
+        """Start the command in a group of its own.
+
+        Args:
+            settings: More texts for `--set`.
+            environment: Variables that differ from this process's; None removes one.
+        """
         self.home.mkdir(exist_ok=True)
+        changed = os.environ | {"CONTA_HOME": str(self.home)} | environment
         self._began_s = time.time()
         with (self.home / "output.txt").open("ab") as output:
             return subprocess.Popen(
-                COMMAND,
+                [*self._command, *(word for text in settings for word in ("--set", text))],
                 cwd=ROOT,
-                env=os.environ | {"CONTA_HOME": str(self.home)},
+                env={name: value for name, value in changed.items() if value is not None},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -185,10 +196,11 @@ class Victim:
         if child.wait() != 0:
             output = (self.home / "output.txt").read_text()
             sys.exit(f"the run ended with {child.returncode}:\n{output[-3000:]}")
-        self._count_processes()
+        self.count_left()
 
-    def _count_processes(self) -> None:
-        deadline = time.monotonic() + GRACE_S
+    def count_left(self) -> None:
+        """Note how many processes are alive, once they had their time to end."""
+        deadline = time.monotonic() + self.grace_s
         while (left := count_processes(self.home)) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.processes_left = max(self.processes_left, left)
@@ -196,7 +208,10 @@ class Victim:
     def _note_kill(self) -> None:
         stage, begun = "", 0
         for unfinished in self.home.glob("store/*/.tmp-*"):
-            name, key = unfinished.parent.name, unfinished.name.removeprefix(".tmp-")
+            name, key = (
+                unfinished.parent.name,
+                unfinished.name.removeprefix(".tmp-").partition("@")[0],
+            )
             now = unfinished.stat().st_mtime >= self._began_s  # else it is of an earlier kill
             if name in ("classifier", "segmenter") and now:
                 stage, begun = name, self._kept_epochs(name, key) + 1

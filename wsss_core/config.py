@@ -7,12 +7,15 @@ et al. 2020, "DESIGN n" our own decision.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
+import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -426,6 +429,32 @@ class RuntimeConfig(_Settings):
     workers: int = Field(
         2, ge=1, le=256, description="Processes for CAM, CRF and prediction, one thread each."
     )
+    runner: Literal["none", "thread", "process", "dask"] = Field(
+        "none",
+        description="Who runs those: conta's own processes, or one of Prefect's task runners.",
+    )
+    dask_address: str | None = Field(
+        None,
+        description="runner dask: a scheduler, tls://HOST:PORT or on this machine. null: a cluster "
+        "of `workers` processes here.",
+    )
+
+    @model_validator(mode="after")
+    def _dask_is_closed(self) -> RuntimeConfig:
+        if self.dask_address is None:
+            return self
+        if self.runner != "dask":
+            raise ValueError("dask_address is read by runner 'dask' alone")
+        scheme, _, place = self.dask_address.rpartition("://")
+        with contextlib.suppress(ValueError):
+            address = urlsplit(f"//{place}")
+            here = scheme in ("", "tcp") and is_loopback(address.hostname or "")
+            if address.port is not None and (here or scheme == "tls"):
+                return self
+        raise ValueError(
+            f"dask_address {self.dask_address!r} must be tls://HOST:PORT, or a port of this "
+            "machine (tcp://127.0.0.1:8786): a Dask scheduler runs whatever anybody sends it"
+        )
 
 
 class TrackingConfig(_Settings):
@@ -481,10 +510,17 @@ class Config(_Settings):
                 "tracking": True,
                 "data": {"root", "download"},
                 "evaluation": {"stop_stability"},
-                "runtime": {"device", "threads", "workers"},
+                "runtime": {"device", "threads", "workers", "runner", "dask_address"},
             },
         )
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine, which the network does not reach."""
+    with contextlib.suppress(ValueError):
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsss_core.store import Store
+from wsss_core.store import UNFINISHED, Store
 
 Key = tuple[str, str]
 """Stage and key of an artifact."""
-
-_UNFINISHED = ".tmp-"  # what `Store.publish` writes before the rename
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,18 @@ def find_garbage(home: Path, roots: Roots) -> list[Garbage]:
 def remove_garbage(garbage: Garbage) -> None:
     """Remove a folder; a death on the way leaves no half artifact, only other garbage."""
     path = garbage.path
-    if not path.name.startswith(_UNFINISHED):
-        path = path.rename(path.with_name(f"{_UNFINISHED}{path.name}"))
+    if not path.name.startswith(UNFINISHED):
+        path = path.rename(path.with_name(f"{UNFINISHED}{path.name}"))
     shutil.rmtree(path)
 
 
 def _stored_garbage(home: Path, roots: Roots) -> Iterator[tuple[Path, str]]:
     store = Store(home / "store")
     for folder in store.root.glob("*/*/"):
-        stage, key = folder.parent.name, folder.name.removeprefix(_UNFINISHED)
+        stage, key = folder.parent.name, _key_of(folder)
         if store.writer(stage, key) is not None:
             continue
-        if folder.name.startswith(_UNFINISHED):
+        if folder.name.startswith(UNFINISHED):
             yield folder, "left by a process that died"
         elif (stage, key) not in roots.artifacts:
             yield folder, "no run refers to it"
@@ -101,13 +99,17 @@ def _stored_garbage(home: Path, roots: Roots) -> Iterator[tuple[Path, str]]:
 def _scratch_garbage(home: Path, roots: Roots) -> Iterator[tuple[Path, str]]:
     store = Store(home / "store")
     for folder in (home / "scratch").glob("*/*/"):
-        stage, key = folder.parent.name, folder.name.removeprefix(_UNFINISHED)
+        stage, key = folder.parent.name, _key_of(folder)
         if store.writer(stage, key) is not None:
             continue
         if store.peek(stage, key) is not None:
             yield folder, "its artifact is published"
         elif roots.scratch is not None and (stage, key) not in roots.scratch:
             yield folder, "no run stopped there"
+
+
+def _key_of(folder: Path) -> str:
+    return folder.name.removeprefix(UNFINISHED).partition("@")[0]
 
 
 def _file_bytes(path: Path) -> int:

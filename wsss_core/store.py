@@ -18,6 +18,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 
 from wsss_core.errors import StoreError
 from wsss_core.records import Manifest
@@ -36,6 +38,9 @@ FORMAT = 1
 
 _MANIFEST, _INDEX, _QUESTION = "manifest.json", "index.jsonl", "question.json"
 _FORMAT = "format"  # beside the stages' folders
+UNFINISHED = ".tmp-"
+"""How a folder's name begins until it is whole; key and host follow, as `KEY@HOST`."""
+
 # These modules say what is asked, not how it is computed: a change in them changes no artifact
 # (DESIGN 3).
 _UNSTAMPED = frozenset({"config", "errors", "records", "store", "observe"})
@@ -172,14 +177,14 @@ class Store:
             question: What the key was made of; kept beside the manifest, outside the digest.
 
         Returns:
-            The manifest; that of another process if it finished the same key while we waited for
-            the lock.
+            The manifest; that of another process or host if it was first with the same key.
 
         Raises:
             StoreError: On a full disk or a folder that cannot be written.
         """
         final = self.root / stage / key
-        scratch = final.with_name(f".tmp-{key}")
+        # a lock on a shared disk may not reach the other hosts
+        scratch = final.with_name(f"{UNFINISHED}{key}@{socket.gethostname()}")
         try:
             self.check_format()
             with _locked(self._lock(stage, key)):
@@ -209,21 +214,36 @@ class Store:
                     text = json.dumps(question, indent=1, sort_keys=True)
                     _write_synced(scratch / _QUESTION, text.encode())
                 _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
-                if final.exists():  # a damaged copy; it goes only now that its successor is whole
-                    shutil.rmtree(final)
-                scratch.replace(final)
-                _sync_folder(final.parent)
-                return manifest
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return self._publish_whole(scratch, manifest)
+        except (OSError, SafetensorError) as error:
+            number = _errno_of(error)
+            if number in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreError(
                     f"the disk of {self.root} is full; free space and run the same command again"
                 ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+                place = getattr(error, "filename", None) or final
                 raise StoreError(
-                    f"{error.filename or final} cannot be written; check its owner and permissions"
+                    f"{place} cannot be written; check its owner and permissions"
                 ) from error
             raise
+
+    def _publish_whole(self, scratch: Path, manifest: Manifest) -> Manifest:
+        """Make a whole folder appear under its key, unless another host was first."""
+        final, first = self.folder(manifest), self.find(manifest.stage, manifest.key)[0]
+        if first is None:
+            if final.exists():  # a damaged copy; it goes only now that its successor is whole
+                shutil.rmtree(final)
+            try:
+                scratch.replace(final)
+            except OSError as error:
+                first, _ = self.find(manifest.stage, manifest.key)
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or first is None:
+                    raise
+            _sync_folder(final.parent)
+        if first is not None:
+            shutil.rmtree(scratch)
+        return first or manifest
 
     def _lock(self, stage: str, key: str) -> Path:
         return self.root / stage / f".{key}.lock"
@@ -331,6 +351,14 @@ def read_index(folder: Path) -> dict[str, str]:
     """File of each photo id of an artifact, relative to `folder`."""
     lines = (folder / _INDEX).read_text().splitlines()
     return {entry["id"]: entry["file"] for entry in map(json.loads, lines)}
+
+
+def _errno_of(error: OSError | SafetensorError) -> int | None:
+    """What the system said; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told[1]) if told else None
 
 
 def _write_index(folder: Path) -> bytes:

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from wsss_core.errors import ContaError
 from wsss_core.observe import Recorder
@@ -37,6 +37,21 @@ _GRACE_S = 10.0
 _PRELOADED = ("torch", "torchvision", "timm")
 
 _pools: dict[int, ProcessPoolExecutor] = {}
+
+
+class ShardMap(Protocol):
+    """What `map_shards` does, perhaps on other machines."""
+
+    def __call__(
+        self,
+        function: Callable[[Shard], Result],
+        shards: Sequence[Shard],
+        *,
+        workers: int,
+        recorder: Recorder,
+        what: str,
+    ) -> Iterator[Result]:
+        """Results of `function` in the order of `shards`; see `map_shards`."""
 
 
 def map_shards(
@@ -67,16 +82,21 @@ def map_shards(
     Raises:
         ContaError: If a worker process died. What `function` raises is raised here.
     """
-    done, total = 0, sum(map(_size, shards))
+    done, total = 0, sum(map(num_items, shards))
     results = (
         _map_in_pool(function, shards, workers, what)
         if workers > 1 and len(shards) > 1
         else _map_here(function, shards)
     )
     for shard, result in zip(shards, results, strict=True):
-        done += _size(shard)
+        done += num_items(shard)
         recorder.progress(what, done, total)
         yield result
+
+
+def num_items(shard: object) -> int:
+    """What a shard counts in the progress."""
+    return len(shard) if isinstance(shard, (list, tuple)) else 1
 
 
 def start_process(args: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -124,6 +144,29 @@ def release_memory() -> None:
         trim(0)
 
 
+def start_worker() -> None:
+    """Prepare a process of a pool for shard work."""
+    die_with_parent()
+    keep_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone: more of them would change the last bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _ask_kernel() -> None:
     """Have Linux kill this process when the thread that started it ends."""
     if sys.platform == "linux":
@@ -135,20 +178,10 @@ def _exit_after(wait: Callable[[], None]) -> None:
     os._exit(1)
 
 
-def _size(shard: object) -> int:
-    return len(shard) if isinstance(shard, (list, tuple)) else 1
-
-
 def _map_here(function: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
-    import torch
-
-    threads = torch.get_num_threads()
     for shard in shards:
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             result = function(shard)
-        finally:
-            torch.set_num_threads(threads)
         yield result
 
 
@@ -195,19 +228,8 @@ def _pool(workers: int, module: str) -> ProcessPoolExecutor:
     if workers not in _pools:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*_PRELOADED, module])
-        _pools[workers] = ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_start_worker
-        )
+        _pools[workers] = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
     return _pools[workers]
-
-
-def _start_worker() -> None:
-    die_with_parent()
-    keep_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @atexit.register

@@ -322,6 +322,7 @@ def test_load_recipe__folder_in_the_place_of_a_file(tmp_path):
         {"data": {"root": "/somewhere", "download": True}},
         {"evaluation": {"stop_stability": 0.9}},
         {"runtime": {"device": "cpu", "threads": 7, "workers": 3}},
+        {"runtime": {"runner": "dask", "dask_address": "tls://far.away:8786"}},
     ],
 )
 def test_digest__where_and_how_fast_do_not_count(tree):
@@ -349,3 +350,35 @@ def test_digest__what_changes_a_result_counts(tree):
     digest = parse_config(tree).digest()
     assert len(digest) == 8
     assert digest != Config().digest()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tls://far.away:8786", "tcp://127.0.0.1:8786", "localhost:8786", "tcp://[::1]:8786"],
+)
+def test_dask_address__tls_or_this_machine(address):
+    tree = {"runtime": {"runner": "dask", "dask_address": address}}
+    assert parse_config(tree).runtime.dask_address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp://far.away:8786",
+        "10.0.0.7:8786",
+        "tcp://0.0.0.0:8786",
+        "tcp://127.0.0.1",
+        "ws://127.0.0.1:8786",
+        "tls://far.away:port",
+        "",
+    ],
+)
+def test_dask_address__what_the_network_could_reach_is_refused(address):
+    tree = {"runtime": {"runner": "dask", "dask_address": address}}
+    with pytest.raises(SettingsError, match="must be tls://HOST:PORT, or a port of this machine"):
+        parse_config(tree)
+
+
+def test_dask_address__of_no_use_to_another_runner():
+    with pytest.raises(SettingsError, match="dask_address is read by runner 'dask' alone"):
+        parse_config({"runtime": {"dask_address": "tls://far.away:8786"}})

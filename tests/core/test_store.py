@@ -5,12 +5,16 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from wsss_core import store as store_module
 from wsss_core.config import Config, RuntimeConfig, TrainingConfig
@@ -201,6 +205,61 @@ def test_publish__second_writer_waits_and_takes_the_first_ones(store):
     assert found["first"] == found["second"]
 
 
+_HOST = """
+import contextlib, pathlib, sys, time
+from wsss_core import store
+
+root, host, locks_reach = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+store.socket.gethostname = lambda: host
+if not locks_reach:
+    store._locked = lambda path: contextlib.nullcontext(path.parent.mkdir(exist_ok=True))
+
+def write(folder):
+    (folder / "a.png").write_bytes(b"first")
+    (root / f"{host} writes").touch()
+    while not locks_reach and len(list(root.glob("* writes"))) < 2:
+        time.sleep(0.01)  # until both do
+    time.sleep(0.1 if host == "b" else 0.0)
+    (folder / "b.png").write_bytes(b"second")
+    return store.Measured()
+
+print(store.Store(root / "store").publish("cams", "k1", write).model_dump_json())
+"""
+
+
+@pytest.mark.parametrize("locks_reach", [True, False])
+def test_publish__two_hosts_that_make_the_same_do_no_harm(tmp_path, locks_reach):
+    """Two processes at once; on some shared disks a lock does not reach the other host."""
+    (tmp_path / "store").mkdir()
+    command = [sys.executable, "-c", _HOST, str(tmp_path)]
+    hosts = [
+        subprocess.Popen([*command, host, str(locks_reach)], stdout=subprocess.PIPE, text=True)
+        for host in ("a", "b")
+    ]
+    store, problems = Store(tmp_path / "store"), set()
+    while any(host.poll() is None for host in hosts):
+        problems.add(store.find("cams", "k1")[1])
+    assert problems == {None}  # nobody ever sees half of it
+    made = [Manifest.model_validate_json(host.communicate()[0]) for host in hosts]
+    assert made[0] == made[1] == store.find("cams", "k1")[0]
+    assert made[0].count == 2
+    assert len(list(tmp_path.glob("* writes"))) == (1 if locks_reach else 2)
+    assert list((tmp_path / "store" / "cams").glob(".tmp-*")) == []
+
+
+def test_publish__a_copy_that_appears_in_the_last_moment_stands(store, monkeypatch):
+    first = store.publish("cams", "k1", write_two)
+    looks = iter([(None, None), (None, None), (first, None)])  # before, after writing, too late
+    monkeypatch.setattr(store, "find", lambda *_: next(looks))
+    monkeypatch.setattr(store_module.shutil, "rmtree", _keep(store.folder(first)))
+    assert store.publish("cams", "k1", write_two) == first
+
+
+def _keep(final):
+    rmtree = shutil.rmtree
+    return lambda path, **options: None if path == final else rmtree(path, **options)
+
+
 def test_publish__other_keys_do_not_wait(store):
     def write_nested(folder):
         store.publish("cams", "k2", write_two)
@@ -210,10 +269,17 @@ def test_publish__other_keys_do_not_wait(store):
     assert store.find("cams", "k2")[0] is not None
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_publish__full_disk_says_what_to_do(store, number):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "no room", "/some/file"),
+        OSError(errno.EDQUOT, "no room", "/some/file"),
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+)
+def test_publish__full_disk_says_what_to_do(store, error):
     def write(_folder):
-        raise OSError(number, "no room", "/some/file")
+        raise error
 
     with pytest.raises(StoreError) as caught:
         store.publish("cams", "k1", write)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wsss_core.errors import InputError
+
 
 def describe(shard: int) -> tuple[int, int, int]:
     import torch
@@ -18,6 +20,14 @@ def describe(shard: int) -> tuple[int, int, int]:
 
 def fail(shard: int) -> int:
     raise ValueError(f"shard {shard} is bad")
+
+
+def refuse(shard: int) -> int:
+    raise InputError(f"shard {shard} cannot be read")
+
+
+def touch(path: Path) -> None:
+    path.touch()
 
 
 def die(shard: int) -> int:

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from httpx import ConnectError
 
 from flows import environment, launch, runs, servers
 from wsss_core.config import parse_config
@@ -203,6 +204,18 @@ def test_execute__wrong_use_is_found_before_any_server(tmp_path):
     with pytest.raises(InputError, match=r"no folder at .*nowhere"):
         launch.execute(parse_config(photos), home=tmp_path / "home")
     assert not Path(tmp_path / "home").exists()
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_execute__a_prefect_server_that_died_is_named_with_what_to_do(tmp_path, monkeypatch):
+    def lose(*_):
+        raise ConnectError("All connection attempts failed")
+
+    gone = servers.Server("http://127.0.0.1:1", "/health")
+    monkeypatch.setattr(servers, "open_prefect", lambda _home: gone)
+    monkeypatch.setattr("flows.conta.conta_flow", lose)
+    with pytest.raises(ContaError, match=r"server at http://127\.0\.0\.1:1 answers no more \(All"):
+        launch.execute(parse_config({"name": "toy"}), home=tmp_path)
 
 
 def test_ending_politely__sigterm_ends_as_ctrl_c_does():

@@ -150,7 +150,7 @@ def test_boundary__loads_in_evaluation_mode(made):
     assert description["boundary"]["backbone"] == BACKBONE
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Stands for kill -9."""
 
 

@@ -3,10 +3,12 @@
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.stages.world import Listener
 from wsss_core.config import RuntimeConfig
+from wsss_core.errors import ContaError
 from wsss_core.records import TaggedPhoto
 from wsss_core.stages import resume
 from wsss_core.stages.resume import write_shards
@@ -16,8 +18,8 @@ from wsss_core.stages.stage import Job, Workspace
 PHOTOS = [TaggedPhoto(f"a/p{k:03d}", Path("none.png"), ()) for k in range(2 * SHARD_PHOTOS + 5)]
 
 
-class KilledError(Exception):
-    """Stands for kill -9."""
+class KilledError(BaseException):
+    """Stands for kill -9, in that nothing catches it."""
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def run(job, out, **options):
     """(first photos of the shards computed, results)."""
     calls = []
     task = functools.partial(write, calls=calls, **options)
-    return calls, write_shards(task, PHOTOS, out=out, job=job, workers=1, what="toys")
+    return calls, write_shards(task, PHOTOS, out=out, job=job, what="toys")
 
 
 def check(out):
@@ -93,7 +95,7 @@ def test_write_shards__other_photos_are_other_shards(job, tmp_path):
     run(job, tmp_path / "first")
     calls = []
     task = functools.partial(write, calls=calls)
-    write_shards(task, PHOTOS[1:], out=tmp_path / "out", job=job, workers=1, what="toys")
+    write_shards(task, PHOTOS[1:], out=tmp_path / "out", job=job, what="toys")
     assert len(calls) == 3
 
 
@@ -105,3 +107,45 @@ def test_write_shards__without_hard_links_files_are_copied(job, tmp_path, monkey
     run(job, tmp_path / "out")
     check(tmp_path / "out")
     assert (tmp_path / "out" / "a" / "p000.txt").stat().st_nlink == 1
+
+
+def draw(shard, *, out):
+    return np.arange(len(shard), dtype=np.float32) / 3
+
+
+def test_write_shards__arrays_come_back_bit_by_bit_and_are_no_files(job, tmp_path):
+    for _ in range(2):  # computed, then found
+        rows = write_shards(draw, PHOTOS, out=tmp_path / "out", job=job, what="toys")
+        assert [row.dtype for row in rows] == [np.float32] * 3
+        assert [row.tolist() for row in rows] == [
+            draw(PHOTOS[:k], out=None).tolist() for k in (24, 24, 5)
+        ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_write_shards__of_two_writers_of_a_shard_the_first_stands(job, tmp_path):
+    """As two hosts do whose locks do not reach each other."""
+
+    def overtaken(shard, *, out):
+        if shard[0].id == "a/p024" and not calls:
+            calls.append(1)
+            resume._write_whole(shard, write=overtaken, below=out.parent)
+        return write(shard, out=out, calls=[])
+
+    calls = []
+    assert write_shards(overtaken, PHOTOS, out=tmp_path / "out", job=job, what="toys") == [
+        24,
+        24,
+        5,
+    ]
+    assert calls == [1]
+    check(tmp_path / "out")
+    assert len(list((tmp_path / "scratch" / "shards").iterdir())) == 3  # nothing half done is left
+
+
+def test_write_shards__a_failure_names_the_shard(job, tmp_path):
+    def fail(shard, *, out):
+        raise KeyError("cam")
+
+    with pytest.raises(ContaError, match="shard a/p000 to a/p023: KeyError: 'cam'"):
+        write_shards(fail, PHOTOS, out=tmp_path / "out", job=job, what="toys")

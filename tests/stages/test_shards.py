@@ -1,13 +1,16 @@
 """Shards and batches: every photo once, equal sizes together, the same whatever else there is."""
 
+import errno
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsss_core.errors import ContaError, DataError
 from wsss_core.records import TaggedPhoto
-from wsss_core.stages.shards import SHARD_PHOTOS, read_batches, split_shards
+from wsss_core.stages.shards import SHARD_PHOTOS, naming, read_batches, split_shards
 
 
 @given(st.integers(0, 100), st.integers(1, 30))
@@ -45,3 +48,25 @@ def test_read_batches__every_photo_once_in_a_batch_of_its_size(photos, batch_siz
 def test_read_batches__by_hand(photos):
     found = [positions for positions, _ in read_batches(photos, batch_size=2)]
     assert found == [[0, 2], [1, 4], [3], [5]]
+
+
+def test_naming__says_where_and_keeps_who_mends_it():
+    with (
+        pytest.raises(DataError) as ours,
+        naming("shard", ["a to c"]),
+        naming("photos", ["a", "b"]),
+    ):
+        raise DataError("b.png is broken")
+    assert str(ours.value) == "shard a to c: photos a, b: b.png is broken"
+    with pytest.raises(ContaError) as theirs, naming("shard", ["a to c"]):
+        raise KeyError("x")
+    assert str(theirs.value) == "shard a to c: KeyError: 'x'"
+    assert isinstance(theirs.value.__cause__, KeyError)
+    with pytest.raises(OSError, match="Input/output error") as disk, naming("photos", ["a"]):
+        raise OSError(errno.EIO, "Input/output error", "a.png")
+    assert (disk.value.errno, disk.value.filename) == (errno.EIO, "a.png")
+    assert disk.value.strerror == "Input/output error (photos a)"
+    with pytest.raises(ContaError, match="photos a: truncated"), naming("photos", ["a"]):
+        raise OSError("truncated")
+    with pytest.raises(KeyboardInterrupt), naming("photos", ["a"]):
+        raise KeyboardInterrupt

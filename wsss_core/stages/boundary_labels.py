@@ -16,6 +16,7 @@ from wsss_core.expansion.crf import FAILURES
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeds.cam import read_cam, upsample_cam
 from wsss_core.stages.resume import write_shards
+from wsss_core.stages.shards import naming
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
 
@@ -28,10 +29,9 @@ def _write(out: Path, job: Job, *, data: Manifest, cams: Manifest | None) -> Mea
         job.work.dataset(data).splits["train"],
         out=out,
         job=job,
-        workers=job.work.runtime.workers,
         what="boundary labels",
     )
-    failed, unsure, pixels = (sum(column) for column in zip(*rows, strict=True))
+    failed, unsure, pixels = (int(total) for total in np.sum(rows, axis=0))
     if failed:
         job.work.recorder.note(f"the CRF failed on {failed} photos; they teach no boundary")
     return Measured(
@@ -45,14 +45,15 @@ def _write_shard(
     """Label a shard; returns on how many photos the CRF failed, pixels without label, pixels."""
     failed = unsure = pixels = 0
     for photo in photos:
-        cam = read_cam(cams / f"{photo.id}.npz")
-        scores = upsample_cam(cam.cam, cam.size)
-        try:
-            labels = label_confidently(read_photo(photo.path), scores, cam.classes, settings)
-        except FAILURES:
-            failed += 1
-            labels = np.full(cam.size, IGNORE_INDEX, np.uint8)
-        write_mask(out / f"{photo.id}.png", labels)
+        with naming("photo", [photo.id]):
+            cam = read_cam(cams / f"{photo.id}.npz")
+            scores = upsample_cam(cam.cam, cam.size)
+            try:
+                labels = label_confidently(read_photo(photo.path), scores, cam.classes, settings)
+            except FAILURES:
+                failed += 1
+                labels = np.full(cam.size, IGNORE_INDEX, np.uint8)
+            write_mask(out / f"{photo.id}.png", labels)
         unsure += int((labels == IGNORE_INDEX).sum())
         pixels += labels.size
     return failed, unsure, pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,24 @@ from wsss_core.errors import DataError, InputError
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeds.cam import Cam, normalise_cam, read_cam, sum_scales, write_cam
 from wsss_core.stages.classifier import ContextClassifier, load_classifier, photo_contexts
-from wsss_core.stages.shards import read_batches, split_shards
+from wsss_core.stages.resume import write_shards
+from wsss_core.stages.shards import naming, read_batches
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Content, Measured
-from wsss_core.workers import map_shards
 
 BATCH_PHOTOS = 4
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A photo and the X_m beside it."""
+
+    photo: TaggedPhoto
+    x_m: np.ndarray | None
+
+    @property
+    def id(self) -> str:
+        return self.photo.id
 
 
 def _write(
@@ -42,43 +55,34 @@ def _write(
         raise InputError("there is no classifier to make CAMs with; train one, or set seeds.folder")
     model = job.work.folder(classifier)
     contexts = photo_contexts(photos, model, None if x_m is None else job.work.folder(x_m))
-    device = job.work.device()
-    shard = functools.partial(
-        _write_shard,
-        folder=model,
+    device = str(job.work.device())
+    write_shards(
+        functools.partial(_write_shard, folder=model, scales=job.settings["scales"], device=device),
+        [_Shown(*item) for item in zip(photos, contexts, strict=True)],
         out=out,
-        scales=job.settings["scales"],
-        device=str(device),
+        job=job,
+        what="cams",
+        device=device,
     )
-    items = list(zip(photos, contexts, strict=True))
-    workers = 1 if device.type == "cuda" else job.work.runtime.workers
-    for _ in map_shards(
-        shard, split_shards(items), workers=workers, recorder=job.work.recorder, what="cams"
-    ):
-        pass
     return Measured()
 
 
 def _write_shard(
-    items: Sequence[tuple[TaggedPhoto, np.ndarray | None]],
-    *,
-    folder: Path,
-    out: Path,
-    scales: tuple[float, ...],
-    device: str,
+    items: Sequence[_Shown], *, out: Path, folder: Path, scales: tuple[float, ...], device: str
 ) -> int:
+    """Write the CAMs of a shard; returns their number."""
     model = _load(folder, device)
-    photos = [photo for photo, _ in items]
-    for positions, pixels in read_batches(photos, batch_size=BATCH_PHOTOS):
-        contexts = [context for _, context in (items[p] for p in positions) if context is not None]
-        x_m = torch.from_numpy(np.stack(contexts)) if contexts else None
-        maps = class_activation_maps(model, pixels, x_m, scales=scales)
-        for position, photo_maps in zip(positions, maps, strict=True):
-            photo = photos[position]
-            tags = np.array(photo.tags, np.int64)
-            cam = normalise_cam(photo_maps[tags])
-            size = (pixels.shape[1], pixels.shape[2])
-            write_cam(out / f"{photo.id}.npz", Cam(tags, cam.numpy(), size))
+    for positions, pixels in read_batches([item.photo for item in items], batch_size=BATCH_PHOTOS):
+        batch = [items[position] for position in positions]
+        with naming("photos", [item.id for item in batch]):
+            contexts = [item.x_m for item in batch if item.x_m is not None]
+            x_m = torch.from_numpy(np.stack(contexts)) if contexts else None
+            maps = class_activation_maps(model, pixels, x_m, scales=scales)
+            for item, photo_maps in zip(batch, maps, strict=True):
+                tags = np.array(item.photo.tags, np.int64)
+                cam = normalise_cam(photo_maps[tags])
+                size = (pixels.shape[1], pixels.shape[2])
+                write_cam(out / f"{item.id}.npz", Cam(tags, cam.numpy(), size))
     return len(items)
 
 

@@ -21,7 +21,7 @@ from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeds.cam import read_cam, upsample_cam
 from wsss_core.stages.boundary import boundary_maps, load_boundary_net
 from wsss_core.stages.resume import write_shards
-from wsss_core.stages.shards import read_batches
+from wsss_core.stages.shards import naming, read_batches
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Content, Measured
 
@@ -48,21 +48,23 @@ def _write(
     if cams is None:
         raise InputError("there are no CAMs to expand; make them, or set expansion.folder")
     device = "cpu" if boundary is None else str(job.work.device())
-    failed = sum(
-        write_shards(
-            functools.partial(
-                _write_shard,
-                cams=job.work.folder(cams),
-                boundary=None if boundary is None else job.work.folder(boundary),
+    failed = int(
+        sum(
+            write_shards(
+                functools.partial(
+                    _write_shard,
+                    cams=job.work.folder(cams),
+                    boundary=None if boundary is None else job.work.folder(boundary),
+                    device=device,
+                    method=method,
+                    settings=job.settings,
+                ),
+                photos,
+                out=out,
+                job=job,
+                what="masks",
                 device=device,
-                method=method,
-                settings=job.settings,
-            ),
-            photos,
-            out=out,
-            job=job,
-            workers=job.work.runtime.workers if device == "cpu" else 1,
-            what="masks",
+            )
         )
     )
     if failed:
@@ -84,19 +86,20 @@ def _write_shard(
     net = None if boundary is None else _load(boundary, device)
     failed = 0
     for positions, pixels in read_batches(photos, batch_size=BATCH_PHOTOS):
-        boundaries: Iterable[Tensor | None] = (
-            [None] * len(pixels) if net is None else boundary_maps(net, pixels)
-        )
-        seeded = []
-        for position, photo, edges in zip(positions, pixels, boundaries, strict=True):
-            cam = read_cam(cams / f"{photos[position].id}.npz")
-            scores = upsample_cam(cam.cam, cam.size)
-            seeded.append(Seeded(photo, cam.classes, cam.cam, scores, edges))
-        expanded = METHODS[method].expand(seeded, settings)
-        for position, before, after in zip(positions, seeded, expanded, strict=True):
-            mask = labels_of(after.scores, before.classes)
-            write_mask(out / f"{photos[position].id}.png", mask)
-            failed += after.failed
+        ids = [photos[position].id for position in positions]
+        with naming("photos", ids):
+            boundaries: Iterable[Tensor | None] = (
+                [None] * len(pixels) if net is None else boundary_maps(net, pixels)
+            )
+            seeded = []
+            for photo_id, photo, edges in zip(ids, pixels, boundaries, strict=True):
+                cam = read_cam(cams / f"{photo_id}.npz")
+                scores = upsample_cam(cam.cam, cam.size)
+                seeded.append(Seeded(photo, cam.classes, cam.cam, scores, edges))
+            expanded = METHODS[method].expand(seeded, settings)
+            for photo_id, before, after in zip(ids, seeded, expanded, strict=True):
+                write_mask(out / f"{photo_id}.png", labels_of(after.scores, before.classes))
+                failed += after.failed
     return failed
 
 

@@ -24,11 +24,11 @@ from wsss_core.data.images import write_mask
 from wsss_core.data.transforms import normalise, resize_photo, scaled_size
 from wsss_core.expansion.crf import refine
 from wsss_core.records import Manifest, TaggedPhoto
+from wsss_core.stages.resume import write_shards
 from wsss_core.stages.segmenter import HALVES, half_of, load_segmenter
-from wsss_core.stages.shards import read_batches, split_shards
+from wsss_core.stages.shards import naming, read_batches
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
-from wsss_core.workers import map_shards
 
 BATCH_PHOTOS = 4
 
@@ -110,38 +110,39 @@ def _segment(
     out: Path, job: Job, photos: Sequence[TaggedPhoto], segmenter: Manifest, *, what: str
 ) -> Float32[np.ndarray, "n s s"]:
     """Write the masks of some photos; returns their X_m."""
-    device = job.work.device()
-    shard = functools.partial(
-        _write_shard,
-        folder=job.work.folder(segmenter),
+    settings: dict[str, Any] = job.settings
+    device = str(job.work.device())
+    rows = write_shards(
+        functools.partial(
+            _write_shard, folder=job.work.folder(segmenter), settings=settings, device=device
+        ),
+        photos,
         out=out,
-        settings=job.settings,
-        device=str(device),
+        job=job,
+        what=what,
+        device=device,
     )
-    workers = 1 if device.type == "cuda" else job.work.runtime.workers
-    shards, recorder = split_shards(photos), job.work.recorder
-    return np.concatenate(
-        list(map_shards(shard, shards, workers=workers, recorder=recorder, what=what))
-    )
+    return np.concatenate(rows)
 
 
 def _write_shard(
-    photos: Sequence[TaggedPhoto], *, folder: Path, out: Path, settings: dict[str, Any], device: str
+    photos: Sequence[TaggedPhoto], *, out: Path, folder: Path, settings: dict[str, Any], device: str
 ) -> Float32[np.ndarray, "b s s"]:
     """Write the shard's masks; returns X_m = 1 - p_background of each, in the canonical frame."""
     model = _load(folder, device)
     side = settings["context_size"] or 1
     x_m = np.zeros((len(photos), side, side), np.float32)
     for positions, pixels in read_batches(photos, batch_size=BATCH_PHOTOS):
-        batch = segment_photos_of_size(
-            model, pixels, scales=settings["scales"], flip=settings["flip"]
-        )
-        for position, photo, probabilities in zip(positions, pixels, batch, strict=True):
-            x_m[position] = squash(1.0 - probabilities[0], size=side)
-            if settings["crf"] is not None:
-                probabilities = refine_prediction(photo, probabilities, settings["crf"])
-            mask = probabilities.argmax(axis=0).astype(np.uint8)
-            write_mask(out / f"{photos[position].id}.png", mask)
+        with naming("photos", [photos[position].id for position in positions]):
+            batch = segment_photos_of_size(
+                model, pixels, scales=settings["scales"], flip=settings["flip"]
+            )
+            for position, photo, probabilities in zip(positions, pixels, batch, strict=True):
+                x_m[position] = squash(1.0 - probabilities[0], size=side)
+                if settings["crf"] is not None:
+                    probabilities = refine_prediction(photo, probabilities, settings["crf"])
+                mask = probabilities.argmax(axis=0).astype(np.uint8)
+                write_mask(out / f"{photos[position].id}.png", mask)
     return x_m
 
 

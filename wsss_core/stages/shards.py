@@ -6,14 +6,16 @@ of workers nor on which photos another shard holds (DESIGN 3).
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from wsss_core.data.images import read_photo
+from wsss_core.errors import ContaError
 from wsss_core.records import TaggedPhoto
 
 SHARD_PHOTOS = 24
@@ -40,6 +42,31 @@ def read_batches(
             yield _stack(by_size.pop(size))
     for group in by_size.values():
         yield _stack(group)
+
+
+@contextlib.contextmanager
+def naming(what: str, ids: Iterable[str]) -> Iterator[None]:
+    """Have an error say at which `what` (shard, photos) it came up; who mends it stays the same.
+
+    Raises:
+        ContaError: In the place of an error that has no message for the user.
+    """
+    try:
+        yield
+    except ContaError as error:
+        error.args = (f"{_place(what, ids)}: {error}",)
+        raise
+    except OSError as error:
+        if error.errno is None:  # one of a library's own
+            raise ContaError(f"{_place(what, ids)}: {error}") from error
+        reason = f"{error.strerror} ({_place(what, ids)})"
+        raise OSError(error.errno, reason, error.filename) from error
+    except Exception as error:
+        raise ContaError(f"{_place(what, ids)}: {type(error).__name__}: {error}") from error
+
+
+def _place(what: str, ids: Iterable[str]) -> str:
+    return f"{what} {', '.join(ids)}"
 
 
 def _stack(

@@ -19,7 +19,7 @@ from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.records import Dataset, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed
 from wsss_core.store import Measured, Store, code_parts, code_stamp, plain, stage_key
-from wsss_core.workers import keep_memory, release_memory
+from wsss_core.workers import ShardMap, keep_memory, map_shards, release_memory
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Workspace:
         photos_root: Folder of the user's data; None for scenes, which live in the store.
         runtime: Device, threads and workers.
         recorder: Who hears of the progress.
+        shard_map: Where shards of CAMs, masks and predictions are computed.
     """
 
     home: Path
     photos_root: Path | None = None
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     recorder: Recorder = field(default_factory=SilentRecorder)
+    shard_map: ShardMap = map_shards
 
     @property
     def store(self) -> Store:
