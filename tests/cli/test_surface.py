@@ -18,6 +18,7 @@ SURFACE = {
     "resume": {"run": "[RUN]"},
     "compare": {"runs": "[RUN ...]", "as_json": "--json", "html": "--html"},
     "study": {"study": "STUDY", "data": "--data", "out": "--out/-o", "verify": "--verify"},
+    "promote": {"model": "RUN[:ROUND]", "metric": "--metric"},
     "predict": {
         "photos": "PHOTOS",
         "model": "--model",
