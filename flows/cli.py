@@ -277,6 +277,39 @@ def predict(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        str, typer.Option(metavar="RUN[:ROUND]", help="Whose segmenter.")
+    ] = "champion",
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to serve.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="0 takes a free one.")] = 8000,
+) -> None:
+    """Answer photos with masks over HTTP.
+
+    POST a photo's file to /segment; the answer is a palette PNG of its size, and /labels names the
+    classes. It takes the token that CONTA_TOKEN holds; without one it makes one up and prints it. A
+    network is served with a token of yours alone. Ctrl-C ends it.
+    """
+    import functools
+
+    from flows.champion import load_predictor
+    from flows.environment import open_home
+    from flows.serve import TOKEN, build_app, choose_token, open_socket
+    from flows.serve import serve as answer
+
+    home = open_home()
+    token, made_up = choose_token(host)
+    listener = open_socket(host, port)
+    name, predictor = load_predictor(home, model)
+    from wsss_core.stages.predict import LIMIT_PX
+
+    typer.echo(f"{name}: {', '.join(predictor.labels)}")
+    segment = functools.partial(predictor.segment_file, limit_px=LIMIT_PX)
+    app = build_app(segment, predictor.labels, token=token)
+    answer(app, listener, hint=token if made_up else f"${TOKEN}", say=typer.echo)
+
+
+@app.command()
 def score(
     masks: Annotated[
         Path, typer.Argument(metavar="MASKS", help="Folder of mask PNGs, of any origin.")

@@ -243,14 +243,17 @@ def refuse_open_bind() -> None:
     """
     for name in ("PREFECT_SERVER_API_HOST", "MLFLOW_HOST"):
         host = os.environ.get(name, HOST)
-        if host != "localhost" and not _is_loopback(host):
+        if not is_loopback(host):
             raise InputError(
                 f"{name} is {host!r}, but `conta ui` asks nobody for a password, so it serves "
                 f"{HOST} alone; unset {name}, or use docker/compose.yaml, which has passwords"
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what is served there."""
+    if host == "localhost":
+        return True
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return False
@@ -259,7 +262,7 @@ def _is_loopback(host: str) -> bool:
 def _serve(home: Path, say: Callable[[str], None]) -> None:
     servers = [_start_prefect(home, find_free_port(PREFECT_PORT), with_pages=True)]
     try:
-        with _until_told() as told:
+        with until_told() as told:
             _make_database()
             servers.append(_start_mlflow(home, find_free_port(MLFLOW_PORT)))
             for server in servers:
@@ -370,7 +373,7 @@ def charts_path(home: Path) -> str:
 
 
 @contextlib.contextmanager
-def _until_told() -> Iterator[threading.Event]:
+def until_told() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set."""
     told = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)

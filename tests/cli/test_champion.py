@@ -1,9 +1,15 @@
-"""From a run to masks that anybody can ask for: promote, predict, MLflow's own server."""
+"""From a run to masks that anybody can ask for: promote, predict, MLflow's own server, serve."""
 
 from __future__ import annotations
 
 import base64
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -13,7 +19,7 @@ from PIL import Image
 
 from flows import champion, runs
 from tasks.tracking import Tracker
-from tests.stages.networks import write_segmenter
+from tests.stages.networks import CLASSES, write_segmenter
 from wsss_core.config import parse_config
 from wsss_core.data.images import read_mask
 from wsss_core.errors import InputError
@@ -139,3 +145,46 @@ def test_promote__wrong_use_is_one_line(conta, home):
     run.mlflow_run = ""
     runs.save_run(home, run)
     assert "run toy-1 is not in MLflow" in conta("promote", "toy").err
+
+
+def test_serve__refuses_a_network_without_a_token(conta, monkeypatch):
+    monkeypatch.delenv("CONTA_TOKEN", raising=False)
+    answer = conta("serve", "--host", "0.0.0.0")  # noqa: S104
+    assert answer.code == 2
+    assert "0.0.0.0 can be seen from the network" in answer.err
+
+
+def ask(url, token, body=None):
+    """Status and body of a request, past any proxy."""
+    request = urllib.request.Request(url, body, {"Authorization": f"Bearer {token}"})  # noqa: S310
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve__as_a_process(home, photo, tmp_path, number):
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("PREFECT", "MLFLOW"))}
+    kept.pop("CONTA_TOKEN", None)
+    command = [sys.executable, "-m", "flows.cli", "serve", "--model", "toy:0", "--port", "0"]
+    options = {"cwd": ROOT, "env": {**kept, "CONTA_HOME": str(home)}, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as server:
+        lines = [server.stdout.readline() for _ in range(5)]
+        assert lines[0] == f"toy-1:0: background, {', '.join(CLASSES)}\n"
+        url = lines[1].split()[1].removesuffix("/segment")
+        token = lines[3].split('"')[1].split()[-1]
+        assert ask(f"{url}/health", "")[0] == 200
+        code, mask = ask(f"{url}/segment", token, photo.read_bytes())
+        assert code == 200
+        (tmp_path / "mask.png").write_bytes(mask)
+        assert read_mask(tmp_path / "mask.png").shape == (50, 70)
+        assert ask(f"{url}/segment", "wrong", photo.read_bytes())[0] == 401
+        refused = ask(f"{url}/segment", token, b"no photo")
+        assert (refused[0], refused[1].count(b"\n")) == (400, 1)
+        assert ask(f"{url}/segment", token, bytes(33_000_000))[0] == 413
+        server.send_signal(number)
+        assert server.wait(60) == 0

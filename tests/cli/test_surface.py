@@ -25,6 +25,7 @@ SURFACE = {
         "out": "--out/-o",
         "overlay": "--overlay",
     },
+    "serve": {"model": "--model", "host": "--host", "port": "--port"},
     "score": {"masks": "MASKS", "truth": "TRUTH", "labels": "--labels", "as_json": "--json"},
     "export masks": {"model": "RUN[:ROUND]", "out": "--out/-o"},
     "data check": {"folder": "DIR"},
