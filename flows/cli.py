@@ -218,46 +218,95 @@ def study(
 
 
 @app.command()
+def promote(
+    model: RunName,
+    metric: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the best round has most of, as seg_val/miou."),
+    ] = None,
+) -> None:
+    """Make a round's segmenter the champion.
+
+    A run's best round, or the one you name, goes to the model registry of MLflow with its scores;
+    `conta predict` and `conta serve` find it there as `champion`. Without --metric the best is by
+    mIoU on the first val list, or by tag agreement if that has no true masks.
+    """
+    from flows.champion import promote as make_champion
+    from flows.environment import open_home
+    from wsss_core.observe import ConsoleRecorder
+
+    make_champion(open_home(), model, metric=metric, recorder=ConsoleRecorder(), say=typer.echo)
+
+
+@app.command()
 def predict(
     photos: Annotated[
         Path, typer.Argument(metavar="PHOTOS", help="A photo or a folder of photos.")
     ],
     model: Annotated[
-        str, typer.Option(metavar="RUN[:ROUND]", help="Whose segmenter; a run's last by default.")
+        str,
+        typer.Option(
+            metavar="RUN[:ROUND]", help="Whose segmenter, a run's last by default; or `champion`."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="Folder of the masks.")],
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also lay the masks over their photos.")
     ] = False,
 ) -> None:
-    """Segment photos with the segmenter of a run.
+    """Segment photos with the segmenter of a run, or the champion.
 
     Each photo gets a PNG of its own size whose pixel value is the class (names: OUT/labels.txt). A
     photo that cannot be read costs one line; the others get their masks.
     """
+    from flows.champion import load_predictor
     from flows.environment import open_home
-    from flows.runs import find_round
-    from wsss_core.config import parse_config
     from wsss_core.errors import ContaError
     from wsss_core.observe import ConsoleRecorder
 
-    home = open_home()
-    found, chosen = find_round(home, model)
+    _, predictor = load_predictor(open_home(), model)
     from wsss_core.stages.predict import predict_folder
-    from wsss_core.stages.stage import Workspace
 
     done = predict_folder(
-        photos,
-        segmenter=chosen.manifests["segmenter"],
-        test=parse_config(found.config).segmenter_test,
-        work=Workspace(home, recorder=ConsoleRecorder()),
-        out=out,
-        overlay=overlay,
+        photos, predictor=predictor, recorder=ConsoleRecorder(), out=out, overlay=overlay
     )
     if not done.masks:
         raise ContaError(f"none of the {len(done.failures)} photos in {photos} could be read")
     failed = f", {len(done.failures)} photos could not be read" if done.failures else ""
     typer.echo(f"{len(done.masks)} masks in {out}{failed}")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str, typer.Option(metavar="RUN[:ROUND]", help="Whose segmenter.")
+    ] = "champion",
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to serve.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="0 takes a free one.")] = 8000,
+) -> None:
+    """Answer photos with masks over HTTP.
+
+    POST a photo's file to /segment; the answer is a palette PNG of its size, and /labels names the
+    classes. It takes the token that CONTA_TOKEN holds; without one it makes one up and prints it. A
+    network is served with a token of yours alone. Ctrl-C ends it.
+    """
+    import functools
+
+    from flows.champion import load_predictor
+    from flows.environment import open_home
+    from flows.serve import TOKEN, build_app, choose_token, open_socket
+    from flows.serve import serve as answer
+
+    home = open_home()
+    token, made_up = choose_token(host)
+    listener = open_socket(host, port)
+    name, predictor = load_predictor(home, model)
+    from wsss_core.stages.predict import LIMIT_PX
+
+    typer.echo(f"{name}: {', '.join(predictor.labels)}")
+    segment = functools.partial(predictor.segment_file, limit_px=LIMIT_PX)
+    app = build_app(segment, predictor.labels, token=token)
+    answer(app, listener, hint=token if made_up else f"${TOKEN}", say=typer.echo)
 
 
 @app.command()

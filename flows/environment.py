@@ -56,8 +56,12 @@ def describe_environment(home: Path) -> dict[str, str]:
 def set_defaults(home: Path) -> None:
     """Prepare this process and its children; has to come before Prefect or MLflow is imported."""
     home.mkdir(parents=True, exist_ok=True)
-    # `conta` speaks for itself
-    defaults = {**describe_environment(home), "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    defaults = {
+        **describe_environment(home),
+        # `conta` speaks for itself
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ["CONTA_HOME"] = str(home)

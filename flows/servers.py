@@ -253,7 +253,7 @@ def refuse_open_bind() -> None:
 def _serve(home: Path, say: Callable[[str], None]) -> None:
     servers = [_start_prefect(home, find_free_port(PREFECT_PORT), with_pages=True)]
     try:
-        with _until_told() as told:
+        with until_told() as told:
             _make_database()
             servers.append(_start_mlflow(home, find_free_port(MLFLOW_PORT)))
             for server in servers:
@@ -364,7 +364,7 @@ def charts_path(home: Path) -> str:
 
 
 @contextlib.contextmanager
-def _until_told() -> Iterator[threading.Event]:
+def until_told() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set."""
     told = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)

@@ -6,6 +6,9 @@ run is a round, with its training curves at step = epoch. They are found again b
 copied already. Points carry the time their artifact was finished, and MLflow stores equal points
 once. A tracker that fails costs one line: the scores are in the manifests, and the next run copies
 them.
+
+The registry has one model, and the alias `champion` on one of its versions. A version holds a copy
+of a round's segmenter, so it outlives its run.
 """
 
 from __future__ import annotations
@@ -13,28 +16,44 @@ from __future__ import annotations
 import fcntl
 import logging
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from wsss_core.config import Config
+from wsss_core.errors import ContaError
 from wsss_core.records import Manifest
 
 logger = logging.getLogger(__name__)
 
 RUN_TAG, ROUND_TAG, STAGE_TAG = "conta.run", "conta.round", "conta.stage_key"
+MODEL, CHAMPION = "segmenter", "champion"
+"""Name of the registered model, and the alias that one of its versions bears."""
 PICTURES = dict.fromkeys(("draw_panels", "draw_context", "audit", "audit_segmenter"), "*.png")
 """Files of a stage's artifact that become step images."""
 
+_MODEL_CODE = Path(__file__).with_name("serving.py")  # a path: importing it would import torch
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _LOCAL_PAGES = "http://127.0.0.1:5000"  # where `conta ui` serves a database of files
 _SQLITE = "sqlite:///"
@@ -201,6 +220,180 @@ class Tracker:
     def _close(self, status: str) -> None:
         for run_id in [*(run.info.run_id for run in self._children.values()), self.run_id]:
             self._client.set_terminated(run_id, status)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A round's segmenter that shall be champion.
+
+    Attributes:
+        run: Name of the run.
+        round: Number of the round.
+        mlflow_run: Id of the parent run.
+        segmenter: Its manifest.
+        scores: Manifests of what measured it.
+        dataset: Name and content digest of the data it was trained on.
+        reason: Why this round, one line.
+    """
+
+    run: str
+    round: int
+    mlflow_run: str
+    segmenter: Manifest
+    scores: Sequence[Manifest]
+    dataset: tuple[str, str]
+    reason: str
+
+    def tags(self) -> dict[str, str]:
+        """What its version is found by."""
+        return {
+            RUN_TAG: self.run,
+            ROUND_TAG: str(self.round),
+            "conta.segmenter": self.segmenter.digest,
+            "conta.data": self.dataset[1],
+        }
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that bears the alias.
+
+    Attributes:
+        version: Of the registered model.
+        run: Name of the run it is from.
+        round: Number of the round.
+        folder: A copy of its files, as `wsss_core.stages.package` wrote them.
+    """
+
+    version: str
+    run: str
+    round: str
+    folder: Path
+
+
+def promote(candidate: Candidate, write: Callable[[Path], None]) -> str:
+    """Give the alias `champion` to a candidate, and register it if that was not done before.
+
+    Args:
+        candidate: The round's segmenter.
+        write: Fills an empty folder with its files; may not be called.
+
+    Returns:
+        Its version.
+
+    Raises:
+        ContaError: If MLflow fails.
+    """
+    try:
+        make_database(mlflow.get_tracking_uri())
+        client = mlflow.MlflowClient()
+        version = _find_version(client, candidate) or _register(client, candidate, write)
+        client.set_registered_model_alias(MODEL, CHAMPION, version)
+    except _FAULTS as error:
+        reason = str(error).partition("\n")[0]
+        raise ContaError(
+            f"MLflow failed ({reason}), so nothing was promoted; see conta doctor"
+        ) from (error)
+    return version
+
+
+def fetch_champion(into: Path) -> Champion | None:
+    """Copy the champion's files below `into`; None if there is no champion.
+
+    Raises:
+        ContaError: If MLflow fails.
+    """
+    try:
+        make_database(mlflow.get_tracking_uri())
+        client = mlflow.MlflowClient()
+        known = client.search_registered_models(f"name = '{MODEL}'")
+        if not known or CHAMPION not in known[0].aliases:
+            return None
+        version = client.get_model_version_by_alias(MODEL, CHAMPION)
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=version.source, dst_path=str(into)
+        )
+    except _FAULTS as error:
+        reason = str(error).partition("\n")[0]
+        raise ContaError(f"MLflow cannot give the champion ({reason}); see conta doctor") from error
+    run, number = version.tags[RUN_TAG], version.tags[ROUND_TAG]
+    return Champion(str(version.version), run, number, Path(folder) / "artifacts" / MODEL)
+
+
+def _find_version(client: mlflow.MlflowClient, candidate: Candidate) -> str | None:
+    asked = candidate.tags().items()
+    for version in client.search_model_versions(f"name = '{MODEL}'"):
+        if asked <= version.tags.items():
+            return str(version.version)
+    return None
+
+
+def _register(
+    client: mlflow.MlflowClient, candidate: Candidate, write: Callable[[Path], None]
+) -> str:
+    """Log the model to the parent run, with its metrics on its data, and make a version of it."""
+    experiment = client.get_run(candidate.mlflow_run).info.experiment_id
+    logged = client.create_logged_model(
+        experiment,
+        name=f"{candidate.run}-round-{candidate.round}",
+        source_run_id=candidate.mlflow_run,
+        tags=candidate.tags(),
+        model_type=MODEL,
+    )
+    try:
+        _log_files(client, candidate, logged, write)
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(candidate.mlflow_run, [LoggedModelOutput(logged.model_id, candidate.round)])
+    points = [
+        Metric(
+            _clean(name),
+            value,
+            made.finished_ms,  # as the tracker copied it: the run keeps one point
+            candidate.round,
+            logged.model_id,
+            *candidate.dataset,
+            candidate.mlflow_run,
+        )
+        for made in candidate.scores
+        for name, value in made.metrics.items()
+    ]
+    for start in range(0, len(points), 10 * _BATCH):
+        client.log_batch(candidate.mlflow_run, metrics=points[start : start + 10 * _BATCH])
+    if not client.search_registered_models(f"name = '{MODEL}'"):
+        client.create_registered_model(MODEL)
+    version = client.create_model_version(
+        MODEL,
+        f"models:/{logged.model_id}",
+        run_id=candidate.mlflow_run,
+        tags=candidate.tags(),
+        description=candidate.reason,
+        model_id=logged.model_id,
+    )
+    return str(version.version)
+
+
+def _log_files(
+    client: mlflow.MlflowClient,
+    candidate: Candidate,
+    logged: LoggedModel,
+    write: Callable[[Path], None],
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        package, model = Path(folder) / MODEL, Path(folder) / "model"
+        package.mkdir()
+        write(package)
+        mlflow.pyfunc.save_model(
+            path=str(model),
+            python_model=str(_MODEL_CODE),
+            artifacts={MODEL: str(package)},
+            # without any MLflow starts a process to guess them
+            pip_requirements=[f"{n}=={v}" for n, v in candidate.segmenter.versions.items()],
+            mlflow_model=Model(run_id=candidate.mlflow_run, model_id=logged.model_id),
+        )
+        client.log_model_artifacts(logged.model_id, str(model))
 
 
 def keep_page(run_ids: Sequence[str], page: Path) -> str | None:

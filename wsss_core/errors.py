@@ -27,6 +27,10 @@ class DataError(InputError):
     """A photo, tag list, mask or label file is missing, broken or contradicts another."""
 
 
+class TooLargeError(DataError):
+    """A photo has more pixels than it may have here."""
+
+
 class BusyError(InputError):
     """Another live process holds the run."""
 

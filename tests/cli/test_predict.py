@@ -10,12 +10,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.cli.odd_photos import BAD, GOOD, write_odd_photos
-from wsss_core.config import RuntimeConfig, SegmenterConfig, SegmenterTestConfig
+from wsss_core.config import SegmenterConfig, SegmenterTestConfig
 from wsss_core.data.images import read_mask, read_photo
 from wsss_core.errors import InputError, StoreError
-from wsss_core.stages.predict import label_at_size, predict_folder
+from wsss_core.stages.predict import Predictor, label_at_size, predict_folder
 from wsss_core.stages.segmenter import DESCRIPTION, WEIGHTS, build_segmenter
-from wsss_core.stages.stage import Workspace
 from wsss_core.store import Measured, Store
 
 CLASSES = ("cat", "dog", "horse")
@@ -61,9 +60,10 @@ def segmenter(home):
 def predict(home, segmenter):
     def call(photos, out, **options):
         notes = Notes()
-        work = Workspace(home, runtime=RuntimeConfig(device="cpu"), recorder=notes)
+        folder = Store(home / "store").open(segmenter)
         test = options.pop("test", SegmenterTestConfig())
-        done = predict_folder(photos, segmenter=segmenter, test=test, work=work, out=out, **options)
+        predictor = Predictor(folder, test=test, device=torch.device("cpu"))
+        done = predict_folder(photos, predictor=predictor, recorder=notes, out=out, **options)
         return done, notes.lines
 
     return call

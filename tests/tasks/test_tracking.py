@@ -6,8 +6,9 @@ import mlflow
 import pytest
 from PIL import Image
 
-from tasks.tracking import Tracker, close_dead, keep_page
+from tasks.tracking import Candidate, Tracker, close_dead, fetch_champion, keep_page, promote
 from wsss_core.config import parse_config
+from wsss_core.errors import ContaError
 from wsss_core.records import Manifest
 
 DATA = Manifest(
@@ -122,3 +123,73 @@ def test_tracker__fails_once_and_is_silent(tmp_path, home):
     assert notes[0].startswith("MLflow failed (")
     assert "\n" not in notes[0]
     assert tracker.run_id == tracker.url == ""
+
+
+def candidate(home, number, *, digest="d"):
+    """A round whose score the tracker has copied, as it does in every run."""
+    tracker = open_tracker(home, [])
+    score = scored(f"s{number}", "score_segmenter", 1000 + number, **{"seg_val/miou": 0.25})
+    tracker.sync(number, "score_segmenter/val", score, home)
+    return Candidate(
+        run="toy-1",
+        round=number,
+        mlflow_run=tracker.run_id,
+        segmenter=scored(stage="segmenter").model_copy(update={"digest": digest}),
+        scores=[score],
+        dataset=("toy", "abc"),
+        reason="seg_val/miou 0.2500, the highest of 2 rounds",
+    )
+
+
+def write_model(out):
+    (out / "weights").write_bytes(b"w")
+
+
+def test_promote__registers_once_and_links_what_belongs_to_it(home, tmp_path):
+    assert fetch_champion(tmp_path) is None
+    first = candidate(home, 1)
+    assert promote(first, write_model) == "1"
+    client = mlflow.MlflowClient()
+    version = client.get_model_version_by_alias("segmenter", "champion")
+    assert version.run_id == first.mlflow_run
+    assert version.description == first.reason
+    assert version.tags == {
+        "conta.run": "toy-1", "conta.round": "1", "conta.segmenter": "d", "conta.data": "abc"
+    }  # fmt: skip
+    model = mlflow.get_logged_model(version.source.removeprefix("models:/"))
+    assert (model.status.value, model.source_run_id) == ("READY", first.mlflow_run)
+    (metric,) = model.metrics
+    assert (metric.key, metric.value, metric.step) == ("seg_val/miou", 0.25, 1)
+    assert (metric.dataset_name, metric.dataset_digest) == ("toy", "abc")
+    history = client.get_metric_history(first.mlflow_run, "seg_val/miou")
+    assert [(point.step, point.timestamp) for point in history] == [(1, 1001)]  # none twice
+    files = {path.name for path in (home / "mlartifacts").rglob("*") if path.is_file()}
+    assert {"MLmodel", "serving.py", "weights"} <= files
+    assert not any(name.endswith((".pkl", ".pth")) for name in files)
+
+    def never(_):
+        raise AssertionError("it is registered already")
+
+    assert promote(first, never) == "1"
+    assert promote(candidate(home, 2), write_model) == "2"
+    assert fetch_champion(tmp_path).round == "2"
+    assert promote(first, never) == "1"
+    champion = fetch_champion(tmp_path / "again")
+    assert (champion.version, champion.run, champion.round) == ("1", "toy-1", "1")
+    assert (champion.folder / "weights").read_bytes() == b"w"
+
+
+def test_promote__fails_in_one_line_and_leaves_the_champion(home, tmp_path):
+    promote(candidate(home, 1), write_model)
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ContaError, match=r"MLflow failed \(.*No space left.* nothing was promoted"):
+        promote(candidate(home, 2), fail)
+    champion = fetch_champion(tmp_path)
+    assert (champion.version, champion.round) == ("1", "1")
+    mlflow.set_tracking_uri(f"sqlite:///{home}/file/mlflow.db")
+    (home / "file").touch()
+    with pytest.raises(ContaError, match="MLflow cannot give the champion"):
+        fetch_champion(tmp_path)

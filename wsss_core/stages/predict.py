@@ -6,6 +6,7 @@ Not a stage: nothing is stored or keyed, and the photos need no tags.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +15,77 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
-from torch import nn
 from torch.nn import functional
 
 from wsss_core.config import SegmenterConfig, SegmenterTestConfig
-from wsss_core.data.images import read_photo, write_mask
+from wsss_core.data.images import photo_size, read_photo, write_mask
 from wsss_core.data.transforms import resize_photo
-from wsss_core.errors import DataError, InputError, StoreError
+from wsss_core.errors import DataError, InputError, StoreError, TooLargeError
 from wsss_core.evaluation.panels import overlay as lay_over
-from wsss_core.records import Manifest
+from wsss_core.observe import Recorder
 from wsss_core.stages.predictions import refine_prediction, segment_photo
 from wsss_core.stages.segmenter import DESCRIPTION, load_segmenter
-from wsss_core.stages.stage import Workspace
 
 PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".heic"}
 )
 """Files of a folder taken for photos. HEIC cannot be read, and its owner is told so."""
 OVERLAY_FOLDER = "overlay"
+LIMIT_PX = 50_000_000
+"""Most pixels of a photo that comes over a network; those of a phone have 12 to 50 million."""
+
+
+class Predictor:
+    """A trained segmenter, and how it is asked.
+
+    Attributes:
+        labels: Names of the mask's values, background first.
+    """
+
+    def __init__(self, folder: Path, *, test: SegmenterTestConfig, device: torch.device) -> None:
+        model, classes = load_segmenter(folder)
+        self.labels = ("background", *classes)
+        self._model = model.to(device).to(memory_format=torch.channels_last)
+        self._test = test
+        self._limit_px = trained_long_side_px(folder)
+
+    def segment(self, photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+        """Labels at the photo's size; the segmenter sees it no larger than it was trained on."""
+        size = (photo.shape[0], photo.shape[1])
+        ratio = min(1.0, self._limit_px / max(size))
+        seen = resize_photo(photo, (max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))))
+        small = seen.permute(1, 2, 0).contiguous().numpy()
+        scales, flip = self._test.scales, self._test.flip
+        probabilities = segment_photo(self._model, small, scales=scales, flip=flip)
+        if self._test.crf:
+            probabilities = refine_prediction(small, probabilities, self._test.crf_params)
+        return label_at_size(probabilities, size)
+
+    def segment_file(self, photo: bytes, *, limit_px: int) -> bytes:
+        """The palette PNG of a photo that came as a file's content.
+
+        Args:
+            photo: JPEG, PNG or whatever else `read_photo` takes.
+            limit_px: Most pixels that it may have, found in its head.
+
+        Raises:
+            TooLargeError: If it has more.
+            DataError: If it is no photo that can be read; one line.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path, mask = Path(folder) / "photo", Path(folder) / "mask.png"
+            path.write_bytes(photo)
+            try:
+                _check_size(path, limit_px)
+                pixels = read_photo(path)
+            except TooLargeError:
+                raise
+            except DataError as error:
+                bomb = isinstance(error.__context__, Image.DecompressionBombError)
+                kind = TooLargeError if bomb else DataError
+                raise kind(str(error).replace(str(path), "the photo")) from None
+            write_mask(mask, self.segment(pixels))
+            return mask.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -50,9 +104,8 @@ class Predicted:
 def predict_folder(
     photos: Path,
     *,
-    segmenter: Manifest,
-    test: SegmenterTestConfig,
-    work: Workspace,
+    predictor: Predictor,
+    recorder: Recorder,
     out: Path,
     overlay: bool = False,
 ) -> Predicted:
@@ -60,43 +113,47 @@ def predict_folder(
 
     Args:
         photos: One photo, or a folder that is searched with its subfolders.
-        segmenter: Manifest of a trained segmenter.
-        test: Scales, flip and CRF.
-        work: Store, device and recorder; each failure is noted as it happens.
+        predictor: What segments them.
+        recorder: Hears of each failure as it happens.
         out: Folder of the masks; photos keep their relative names.
         overlay: Also write the masks laid over their photos, as JPEG below `out/overlay`.
 
     Raises:
         InputError: If there is no photo, or the masks would overwrite the photos.
-        StoreError: If the store or `out` fails.
+        StoreError: If `out` fails.
     """
     targets = _name_masks(photos, out)
-    folder = work.store.open(segmenter)
-    model, classes = load_segmenter(folder)
-    model.to(work.device()).to(memory_format=torch.channels_last)
-    limit_px = _trained_long_side_px(folder)
     masks, failures = [], []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "labels.txt").write_text("\n".join(["background", *classes]) + "\n")
+        (out / "labels.txt").write_text("\n".join(predictor.labels) + "\n")
         for done, (photo, target) in enumerate(targets.items(), 1):
             try:
                 pixels = read_photo(photo)
             except DataError as error:
                 failures.append(str(error))
-                work.recorder.note(f"skipped: {error}")
+                recorder.note(f"skipped: {error}")
             else:
-                mask = _segment(model, pixels, test=test, limit_px=limit_px)
+                mask = predictor.segment(pixels)
                 _write_whole(out / target, mask)
                 masks.append(out / target)
                 if overlay:
                     _write_overlay(out / OVERLAY_FOLDER / target, pixels, mask)
-            work.recorder.progress("predict", done, len(targets))
+            recorder.progress("predict", done, len(targets))
     except OSError as error:
         raise StoreError(
             f"{error.filename or out} cannot be written ({error.strerror or error})"
         ) from error
     return Predicted(tuple(masks), tuple(failures))
+
+
+def _check_size(photo: Path, limit_px: int) -> None:
+    height, width = photo_size(photo)
+    if height * width > limit_px:
+        raise TooLargeError(
+            f"the photo has {height * width / 1e6:.1f} megapixels, {limit_px / 1e6:g} are allowed; "
+            "send it smaller"
+        )
 
 
 def _name_masks(photos: Path, out: Path) -> dict[Path, Path]:
@@ -134,23 +191,10 @@ def _photos_below(folder: Path, out: Path) -> list[Path]:
     )
 
 
-def _trained_long_side_px(folder: Path) -> int:
+def trained_long_side_px(folder: Path) -> int:
+    """The longest side at which the segmenter of a folder was trained."""
     description = json.loads((folder / DESCRIPTION).read_text())
     return SegmenterConfig.model_validate(description["segmenter"]).training.long_side_px[1]
-
-
-def _segment(
-    model: nn.Module, photo: UInt8[np.ndarray, "h w 3"], *, test: SegmenterTestConfig, limit_px: int
-) -> UInt8[np.ndarray, "h w"]:
-    """Labels at the photo's size; the segmenter sees it no larger than it was trained on."""
-    size = (photo.shape[0], photo.shape[1])
-    ratio = min(1.0, limit_px / max(size))
-    seen = resize_photo(photo, (max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))))
-    small = seen.permute(1, 2, 0).contiguous().numpy()
-    probabilities = segment_photo(model, small, scales=test.scales, flip=test.flip)
-    if test.crf:
-        probabilities = refine_prediction(small, probabilities, test.crf_params)
-    return label_at_size(probabilities, size)
 
 
 def label_at_size(
