@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from prefect import Task, flow
 from prefect.client.orchestration import get_client
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from flows import runs
 from flows.cost import check_cost
@@ -72,7 +72,7 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
 def _turn(work: Workspace) -> contextlib.AbstractContextManager[None]:
     """Let deployed runs share a GPU one after the other; who starts by hand sees what is free."""
     device = work.device()
-    if device.type == "cpu" or flow_run.deployment_id is None:
+    if device.type == "cpu" or deployment.id is None:
         return contextlib.nullcontext()
     return turn_on_gpu(device.index, note=work.recorder.note)
 
