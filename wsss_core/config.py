@@ -403,9 +403,25 @@ class RuntimeConfig(_Settings):
         "fp32", description="amp: bf16 autocast, CUDA alone. Part of keys."
     )
     threads: int = Field(2, ge=1, le=256, description="CPU threads of a training process.")
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Share each batch of a training out to the first N GPUs, or to N processes on "
+        "a CPU; that changes the last bits.",
+    )
     workers: int = Field(
         2, ge=1, le=256, description="Processes for CAM, CRF and prediction, one thread each."
     )
+
+    @model_validator(mode="after")
+    def _several_devices_are_not_one(self) -> RuntimeConfig:
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"device {self.device!r} is one GPU; for devices {self.devices} say auto, cuda or "
+                "cpu, and choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
+        return self
 
 
 class TrackingConfig(_Settings):
@@ -461,7 +477,7 @@ class Config(_Settings):
                 "tracking": True,
                 "data": {"root", "download"},
                 "evaluation": {"stop_stability"},
-                "runtime": {"device", "threads", "workers"},
+                "runtime": {"device", "threads", "devices", "workers"},
             },
         )
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
