@@ -12,8 +12,8 @@ from flows.runs import Round, Run, markdown_table
 MAX_BYTES = 100_000  # it lies in Prefect's database
 
 
-def publish_report(run: Run, entry: Round, panel: Path | None) -> None:
-    """Add a version of the artifact `round-report`.
+def write_report(run: Run, entry: Round, panel: Path | None) -> str:
+    """The report of a round, in Markdown.
 
     Args:
         run: The run so far; its table shows every round.
@@ -25,4 +25,9 @@ def publish_report(run: Run, entry: Round, panel: Path | None) -> None:
         parts.append(f"![panel]({shrink_picture(panel, MAX_BYTES)})")
     if run.mlflow_url is not None:
         parts.append(f"[Charts in MLflow]({run.mlflow_url})")
-    create_markdown_artifact("\n\n".join(parts), key="round-report")
+    return "\n\n".join(parts)
+
+
+def publish_report(report: str) -> None:
+    """Add a version of the artifact `round-report`."""
+    create_markdown_artifact(report, key="round-report")

@@ -451,6 +451,16 @@ class Config(_Settings):
     segmenter: SegmenterConfig = SegmenterConfig()
     segmenter_test: SegmenterTestConfig = SegmenterTestConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    review: bool = Field(
+        False,
+        description="After each round but the last, wait until a person has looked at it and says "
+        "whether to go on, to stop, or to change seeds.threshold.",
+    )
+    threshold_changes: dict[Annotated[int, Field(ge=1, le=20)], _Share] = Field(
+        {},
+        description="Round: seeds.threshold from there on, in the place of the one above. What a "
+        "review changes is written here.",
+    )
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -463,18 +473,28 @@ class Config(_Settings):
             )
         return self
 
+    def at_round(self, number: int) -> Config:
+        """The settings of one round: those with the latest of `threshold_changes` until it."""
+        begun = [start for start in self.threshold_changes if start <= number]
+        if not begun:
+            return self
+        changed = {"threshold": self.threshold_changes[max(begun)]}
+        return self.model_copy(update={"seeds": self.seeds.model_copy(update=changed)})
+
     def digest(self) -> str:
         """Eight hex digits of all that changes a round's result.
 
         Not in it: where and how fast it is computed, what is tracked, where the data folder lies,
-        and how many rounds there are, so that a run asked for more rounds goes on with those it
-        has.
+        whether somebody looks at it, and how many rounds there are, so that a run asked for more
+        rounds goes on with those it has.
         """
         tree = self.model_dump(
             mode="json",
             exclude={
+                **({} if self.threshold_changes else {"threshold_changes": True}),
                 "rounds": True,
                 "tracking": True,
+                "review": True,
                 "data": {"root", "download"},
                 "evaluation": {"stop_stability"},
                 "runtime": {"device", "threads", "devices", "workers"},

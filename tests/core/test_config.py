@@ -313,7 +313,8 @@ def test_load_recipe__folder_in_the_place_of_a_file(tmp_path):
         {"tracking": {"panels": "none"}},
         {"data": {"root": "/somewhere", "download": True}},
         {"evaluation": {"stop_stability": 0.9}},
-        {"runtime": {"device": "cpu", "threads": 7, "workers": 3}},
+        {"runtime": {"device": "cpu", "threads": 7, "devices": 2, "workers": 3}},
+        {"review": True},
     ],
 )
 def test_digest__where_and_how_fast_do_not_count(tree):
@@ -331,6 +332,7 @@ def test_digest__where_and_how_fast_do_not_count(tree):
         {"classifier": {"training": {"epochs": 6}}},
         {"causal": {"context": "none"}},
         {"seeds": {"threshold": 0.2}},
+        {"threshold_changes": {1: 0.2}},
         {"expansion": {"crf": {"iterations": 1}}},
         {"segmenter": {"head": "deeplabv3plus"}},
         {"segmenter_test": {"flip": False}},
@@ -341,3 +343,15 @@ def test_digest__what_changes_a_result_counts(tree):
     digest = parse_config(tree).digest()
     assert len(digest) == 8
     assert digest != Config().digest()
+
+
+def test_at_round__the_latest_change_until_it():
+    config = parse_config({"seeds": {"threshold": 0.1}, "threshold_changes": {"2": 0.3, "1": 0.2}})
+    assert [config.at_round(t).seeds.threshold for t in range(4)] == [0.1, 0.2, 0.3, 0.3]
+    assert config.at_round(2).seeds.scales == config.seeds.scales
+
+
+def test_runtime__several_devices_are_not_one_gpu():
+    with pytest.raises(SettingsError, match="device 'cuda:1' is one GPU; for devices 2 say auto"):
+        parse_config({"runtime": {"device": "cuda:1", "devices": 2}})
+    assert parse_config({"runtime": {"device": "cuda:1"}}).runtime.devices == 1
