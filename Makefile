@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup preflight demo test test-slow check bench mutants truth-free ui lock clean
+.PHONY: help setup preflight demo test test-slow check bench mutants truth-free screenshots ui lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,6 +41,9 @@ mutants: $(STAMP)  ## Break the code in known places; the tests have to notice e
 
 truth-free: $(STAMP)  ## Train with and without the truth masks: the digests have to be equal
 	@$(BIN)/python tests/truth_free.py
+
+screenshots: $(STAMP)  ## Take the pictures in docs/img from the real pages; needs Chromium
+	@$(BIN)/python tests/screenshots.py
 
 ui: $(STAMP)     ## Prefect's and MLflow's pages for this folder's runs
 	@$(BIN)/conta ui

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from prefect import Task, flow
 from prefect.client.orchestration import get_client
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from flows import runs
 from flows.cost import check_cost
@@ -17,7 +17,8 @@ from flows.environment import locate_data, open_home
 from flows.gpu import turn_on_gpu
 from flows.plan import label_call, plan_rounds
 from flows.progress import FlowRecorder
-from flows.report import publish_report
+from flows.report import publish_report, write_report
+from flows.review import ChangedError, ask_reviewer, check_reviewer
 from flows.rounds import run_rounds, score_what_is_there
 from flows.runs import Run, StageName, UnderWay
 from flows.settle import announce_start, settle_dead
@@ -48,33 +49,56 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
     Returns:
         Name of the run.
     """
+    check_reviewer(config)
     home, recorder, config = open_home(), FlowRecorder(), locate_data(config)
     with announce_start(home, note=recorder.note):
         settle_dead(home, note=recorder.note)
         shard_map = choose_shard_map(home, config.runtime)
         work = Workspace(home, config.data.root, config.runtime, recorder, shard_map)
         data, truth = index(config, work)
-        with work_on_run(config, work, data, truth) as (run, tracker):
-            config = score_what_is_there(config, work.dataset(data).splits)
-            planned = plan_rounds(config, work, data, truth, verify=False)
-            cost = check_cost(planned, config, work, data)
-            if cost is not None and until is None:
-                recorder.note(cost)
-            stop = None if until is None else (until, until_round)
-            step = Computing(config, work, data, run=run, tracker=tracker, stop=stop)
-            with contextlib.nullcontext() if cost is None else _turn(work):
-                try:
-                    run_rounds(config, truth, step)
-                except _UntilReachedError:
-                    run.status, run.reason = "stopped", f"after {until}, as asked"
-                step.end_round()
-    return run.name
+        stop = None if until is None else (until, until_round)
+        while True:
+            name, changed = _compute(config, work, data, truth, stop=stop)
+            if changed is None:
+                return name
+            config = changed
+
+
+def _compute(
+    config: Config,
+    work: Workspace,
+    data: Manifest,
+    truth: Manifest | None,
+    *,
+    stop: tuple[str, int] | None,
+) -> tuple[str, Config | None]:
+    """Do a run; returns its name, and the settings of the one that goes on in its place, if any."""
+    with work_on_run(config, work, data, truth) as (run, tracker):
+        scored = score_what_is_there(config, work.dataset(data).splits)
+        planned = plan_rounds(scored, work, data, truth, verify=False)
+        cost = check_cost(planned, scored, work, data)
+        if cost is not None and stop is None:
+            work.recorder.note(cost)
+        step = Computing(scored, work, data, run=run, tracker=tracker, stop=stop)
+        with contextlib.nullcontext() if cost is None else _turn(work):
+            try:
+                run_rounds(scored, truth, step)
+            except _StoppedError as stopped:
+                run.status, run.reason = "stopped", str(stopped)
+            except ChangedError as changed:
+                after = changed.settings(config)
+                goes_on = f"goes on as {runs.name_run(after, data)} with {changed}"
+                run.status, run.reason = "stopped", goes_on
+                work.recorder.note(f"run {run.name} {goes_on}")
+                return run.name, after
+            step.end_round()
+    return run.name, None
 
 
 def _turn(work: Workspace) -> contextlib.AbstractContextManager[None]:
     """Let deployed runs share a GPU one after the other; who starts by hand sees what is free."""
     device = work.device()
-    if device.type == "cpu" or flow_run.deployment_id is None:
+    if device.type == "cpu" or deployment.id is None:
         return contextlib.nullcontext()
     return turn_on_gpu(device.index, note=work.recorder.note)
 
@@ -116,11 +140,14 @@ class Computing:
         self._num_cached = 0
         self._enough = False
 
-    def begin_round(self, number: int) -> None:
-        """End the round before and enter the next."""
-        self.end_round()
+    def begin_round(self, number: int, config: Config) -> None:
+        """End the round before, have it reviewed if that is asked for, and enter the next."""
+        report = self.end_round()
         if self._enough:
-            raise _UntilReachedError
+            raise _StoppedError(f"after {self._until}, as asked")
+        if config.review and report is not None:
+            self._ask(self._run.rounds[number - 1], report, config)
+        self._config = config
         self._round, self._num_cached = number, 0
         self._run.start_round(number)
 
@@ -133,7 +160,7 @@ class Computing:
     ) -> Manifest:
         """The artifact of a stage, computed or found."""
         if self._enough and task.name in runs.MAIN_STAGES and task.name != self._until:
-            raise _UntilReachedError
+            raise _StoppedError(f"after {self._until}, as asked")
         label = label_call(task.name, inputs)
         config = config or self._config
         key = stage_of(task).key(config, data=self._data, **inputs)
@@ -148,18 +175,42 @@ class Computing:
         self._enough = self._enough or reached
         return made
 
-    def end_round(self) -> None:
-        """Report the round that is on, if one is."""
+    def end_round(self) -> str | None:
+        """Report the round that is on, if one is; returns the report."""
         if self._round < 0:
-            return
+            return None
         entry, recorder = self._run.rounds[self._round], self._work.recorder
         num = len(entry.manifests)
         recorder.note(f"round {entry.round}: {self._num_cached} of {num} stages were there")
         drawn, panel = entry.manifests.get("draw_panels"), None
         if drawn is not None and self._config.tracking.panels == "all":
             panel = self._work.folder(drawn) / "panel.png"
-        publish_report(self._run, entry, panel)
+        report = write_report(self._run, entry, panel)
+        publish_report(report)
         self._round = -1
+        return report
+
+    def _ask(self, entry: runs.Round, report: str, config: Config) -> None:
+        """Wait for what a person says to a round, unless it was said before or is in the settings.
+
+        Raises:
+            _StoppedError: If they say so.
+            ChangedError: If the next rounds are to have another threshold.
+        """
+        review, following = entry.review, entry.round + 1
+        if not (review.goes_on or following in config.threshold_changes):
+            self._run.status = "stopped"
+            self._run.reason = f"waits for a review of round {entry.round}"
+            runs.save_run(self._work.home, self._run)
+            answer = ask_reviewer(self._run, entry, report, threshold=config.seeds.threshold)
+            review.answers += 1
+            review.goes_on, review.threshold = answer.goes_on, answer.threshold
+            self._run.status, self._run.reason = "running", ""
+            runs.save_run(self._work.home, self._run)
+            if not review.goes_on:
+                raise _StoppedError(f"after round {entry.round}, by who reviewed it")
+        if review.threshold is not None:
+            raise ChangedError(following, review.threshold)
 
     def _keep(self, label: str, made: Manifest, *, computed: bool) -> None:
         self._run.keep(self._round, label, made)
@@ -179,8 +230,8 @@ class Computing:
             logger.warning("%s %s was made with %s", label, made.key, ", ".join(changed.values()))
 
 
-class _UntilReachedError(Exception):
-    """What the user asked for is done."""
+class _StoppedError(Exception):
+    """What the user asked for is done; says why."""
 
 
 @contextlib.contextmanager
@@ -211,7 +262,8 @@ def work_on_run(
             logger.exception("failed by a fault of conta")
             raise ContaError(f"{run.reason}; log: {log}") from error
         except BaseException as signal:
-            run.status, run.reason = "stopped", type(signal).__name__
+            if run.status == "running":
+                run.status, run.reason = "stopped", type(signal).__name__
             raise
         finally:
             runs.close_run(home, run)

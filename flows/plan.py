@@ -58,9 +58,9 @@ class Planner:
         self._config, self._work, self._data = config, work, data
         self._round = 0
 
-    def begin_round(self, number: int) -> None:
+    def begin_round(self, number: int, config: Config) -> None:
         """Enter a round."""
-        self._round = number
+        self._round, self._config = number, config
 
     def __call__(
         self,

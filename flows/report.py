@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 100_000  # it lies in Prefect's database
 
 
-def publish_report(run: Run, entry: Round, panel: Path | None) -> None:
-    """Add a version of the artifact `round-report`, if the server still answers.
+def write_report(run: Run, entry: Round, panel: Path | None) -> str:
+    """The report of a round, in Markdown.
 
     Args:
         run: The run so far; its table shows every round.
@@ -30,8 +30,14 @@ def publish_report(run: Run, entry: Round, panel: Path | None) -> None:
         parts.append(f"![panel]({shrink_picture(panel, MAX_BYTES)})")
     if run.mlflow_url is not None:
         parts.append(f"[Charts in MLflow]({run.mlflow_url})")
+    return "\n\n".join(parts)
+
+
+def publish_report(report: str) -> None:
+    """Add a version of the artifact `round-report`, if the server still answers."""
     try:
-        create_markdown_artifact("\n\n".join(parts), key="round-report")
+        create_markdown_artifact(report, key="round-report")
     except (HTTPError, OSError, PrefectException) as error:
         # a page is not worth a run
-        logger.warning("no report of round %d on Prefect's page: %s", entry.round, error)
+        title = report.partition("\n")[0].lstrip("# ")
+        logger.warning("no report of %s on Prefect's page: %s", title, error)

@@ -21,8 +21,8 @@ from wsss_core.stages.calibrate import adopt_seeds, adopt_walk, is_open
 class Step(Protocol):
     """What the box does with a stage of this run's data."""
 
-    def begin_round(self, number: int) -> None:
-        """Enter a round; what follows belongs to it."""
+    def begin_round(self, number: int, config: Config) -> None:
+        """Enter a round; what follows belongs to it and is done by these settings."""
 
     def __call__(
         self,
@@ -35,7 +35,7 @@ class Step(Protocol):
 
         Args:
             task: The stage's.
-            config: In the place of the run's settings, with what was calibrated filled in.
+            config: In the place of the round's settings, with what was calibrated filled in.
             inputs: What the stage works on.
         """
 
@@ -76,8 +76,9 @@ def run_rounds(config: Config, truth: Manifest | None, step: Step) -> None:
     enough = config.evaluation.stop_stability
     made = Made()
     for number in range(config.rounds + 1 if config.supervision == "tags" else 1):
-        step.begin_round(number)
-        made, stability = run_round(config, truth, step, made)
+        settings = config.at_round(number)
+        step.begin_round(number, settings)
+        made, stability = run_round(settings, truth, step, made)
         if enough is not None and stability is not None and stability >= enough:
             return
 
@@ -88,7 +89,7 @@ def run_round(
     """One round: classify with the context map, make seeds, expand them, segment, find confounders.
 
     Args:
-        config: The settings.
+        config: The settings of this round.
         truth: True masks for the scores; None without any.
         step: What is done with each stage.
         former: What the round before left.

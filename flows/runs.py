@@ -50,6 +50,22 @@ TABLE_METRICS = (
 """Columns of the round table beside those of each scored split: title and metric."""
 
 
+class Review(BaseModel):
+    """What a person decided after a round (`review: true`).
+
+    Attributes:
+        answers: How many were given; who stopped a run may be asked again.
+        goes_on: Whether the rounds after it may be done, and need no second question.
+        threshold: The seeds.threshold of the run that goes on in this one's place; None: the same.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    answers: int = 0
+    goes_on: bool = False
+    threshold: float | None = None
+
+
 class Round(BaseModel):
     """What one round made.
 
@@ -58,6 +74,7 @@ class Round(BaseModel):
         manifests: By stage name, or `stage/split` for a stage that is called for several splits.
         seconds: Compute that this round added; what it shares with an earlier round counts there.
         former: What the start before made and this one has not come to; kept from the store's gc.
+        review: What a person said to it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,6 +83,7 @@ class Round(BaseModel):
     manifests: dict[str, Manifest] = {}
     seconds: float = 0.0
     former: dict[str, Manifest] = {}
+    review: Review = Review()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -137,7 +155,8 @@ class Run(BaseModel):
         """A fresh record of a round in the place of a former one."""
         before = self.rounds[number : number + 1]
         former = {name: made for b in before for name, made in (b.former | b.manifests).items()}
-        self.rounds[number : number + 1] = [Round(round=number, former=former)]
+        review = before[0].review if before else Review()
+        self.rounds[number : number + 1] = [Round(round=number, former=former, review=review)]
 
     def keep(self, number: int, label: str, manifest: Manifest) -> None:
         """Note what a stage of a round made."""

@@ -426,6 +426,13 @@ class RuntimeConfig(_Settings):
         "fp32", description="amp: bf16 autocast, CUDA alone. Part of keys."
     )
     threads: int = Field(2, ge=1, le=256, description="CPU threads of a training process.")
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Share each batch of a training out to the first N GPUs, or to N processes on "
+        "a CPU; that changes the last bits.",
+    )
     workers: int = Field(
         2, ge=1, le=256, description="Processes for CAM, CRF and prediction, one thread each."
     )
@@ -456,6 +463,15 @@ class RuntimeConfig(_Settings):
             "machine (tcp://127.0.0.1:8786): a Dask scheduler runs whatever anybody sends it"
         )
 
+    @model_validator(mode="after")
+    def _several_devices_are_not_one(self) -> RuntimeConfig:
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(
+                f"device {self.device!r} is one GPU; for devices {self.devices} say auto, cuda or "
+                "cpu, and choose GPUs by CUDA_VISIBLE_DEVICES"
+            )
+        return self
+
 
 class TrackingConfig(_Settings):
     """What goes to MLflow."""
@@ -484,6 +500,16 @@ class Config(_Settings):
     segmenter: SegmenterConfig = SegmenterConfig()
     segmenter_test: SegmenterTestConfig = SegmenterTestConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    review: bool = Field(
+        False,
+        description="After each round but the last, wait until a person has looked at it and says "
+        "whether to go on, to stop, or to change seeds.threshold.",
+    )
+    threshold_changes: dict[Annotated[int, Field(ge=1, le=20)], _Share] = Field(
+        {},
+        description="Round: seeds.threshold from there on, in the place of the one above. What a "
+        "review changes is written here.",
+    )
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -496,21 +522,38 @@ class Config(_Settings):
             )
         return self
 
+    def at_round(self, number: int) -> Config:
+        """The settings of one round: those with the latest of `threshold_changes` until it."""
+        begun = [start for start in self.threshold_changes if start <= number]
+        if not begun:
+            return self
+        changed = {"threshold": self.threshold_changes[max(begun)]}
+        return self.model_copy(update={"seeds": self.seeds.model_copy(update=changed)})
+
     def digest(self) -> str:
         """Eight hex digits of all that changes a round's result.
 
         Not in it: where and how fast it is computed, what is tracked, where the data folder lies,
-        and how many rounds there are, so that a run asked for more rounds goes on with those it
-        has.
+        whether somebody looks at it, and how many rounds there are, so that a run asked for more
+        rounds goes on with those it has.
         """
         tree = self.model_dump(
             mode="json",
             exclude={
+                **({} if self.threshold_changes else {"threshold_changes": True}),
                 "rounds": True,
                 "tracking": True,
+                "review": True,
                 "data": {"root", "download"},
                 "evaluation": {"stop_stability"},
-                "runtime": {"device", "threads", "workers", "runner", "dask_address"},
+                "runtime": {
+                    "device",
+                    "threads",
+                    "devices",
+                    "workers",
+                    "runner",
+                    "dask_address",
+                },
             },
         )
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]

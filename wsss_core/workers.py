@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import ForkServerContext
 from typing import Any, Protocol, TypeVar
 
 from wsss_core.errors import ContaError
@@ -113,6 +114,18 @@ def start_process(args: Sequence[str], **options: Any) -> subprocess.Popen[bytes
     return subprocess.Popen([*watcher, *args], start_new_session=True, **options)
 
 
+def fork_server(function: Callable[..., Any]) -> ForkServerContext:
+    """Where processes for `function` come from, with all that is slow to import.
+
+    What the first call asks for is there from then on; later ones get the same server.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_PRELOADED, function.__module__])
+    return context
+
+
 def die_with_parent() -> None:
     """Make this process, a worker of `multiprocessing`, end when its results are wanted no more.
 
@@ -188,7 +201,7 @@ def _map_here(function: Callable[[Shard], Result], shards: Sequence[Shard]) -> I
 def _map_in_pool(
     function: Callable[[Shard], Result], shards: Sequence[Shard], workers: int, what: str
 ) -> Iterator[Result]:
-    pool = _pool(workers, _module_of(function))
+    pool = _pool(workers, function)
     waiting: deque[Future[Result]] = deque()
     try:
         for shard in shards:
@@ -218,17 +231,11 @@ def _compute(function: Callable[[Shard], Result], shard: Shard) -> Result:
         release_memory()
 
 
-def _module_of(function: Callable[..., Any]) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function.__module__
-
-
-def _pool(workers: int, module: str) -> ProcessPoolExecutor:
+def _pool(workers: int, function: Callable[..., Any]) -> ProcessPoolExecutor:
     if workers not in _pools:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*_PRELOADED, module])
-        _pools[workers] = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker)
+        _pools[workers] = ProcessPoolExecutor(
+            workers, mp_context=fork_server(function), initializer=start_worker
+        )
     return _pools[workers]
 
 

@@ -321,8 +321,9 @@ def test_load_recipe__folder_in_the_place_of_a_file(tmp_path):
         {"tracking": {"panels": "none"}},
         {"data": {"root": "/somewhere", "download": True}},
         {"evaluation": {"stop_stability": 0.9}},
-        {"runtime": {"device": "cpu", "threads": 7, "workers": 3}},
+        {"runtime": {"device": "cpu", "threads": 7, "devices": 2, "workers": 3}},
         {"runtime": {"runner": "dask", "dask_address": "tls://far.away:8786"}},
+        {"review": True},
     ],
 )
 def test_digest__where_and_how_fast_do_not_count(tree):
@@ -340,6 +341,7 @@ def test_digest__where_and_how_fast_do_not_count(tree):
         {"classifier": {"training": {"epochs": 6}}},
         {"causal": {"context": "none"}},
         {"seeds": {"threshold": 0.2}},
+        {"threshold_changes": {1: 0.2}},
         {"expansion": {"crf": {"iterations": 1}}},
         {"segmenter": {"head": "deeplabv3plus"}},
         {"segmenter_test": {"flip": False}},
@@ -382,3 +384,15 @@ def test_dask_address__what_the_network_could_reach_is_refused(address):
 def test_dask_address__of_no_use_to_another_runner():
     with pytest.raises(SettingsError, match="dask_address is read by runner 'dask' alone"):
         parse_config({"runtime": {"dask_address": "tls://far.away:8786"}})
+
+
+def test_at_round__the_latest_change_until_it():
+    config = parse_config({"seeds": {"threshold": 0.1}, "threshold_changes": {"2": 0.3, "1": 0.2}})
+    assert [config.at_round(t).seeds.threshold for t in range(4)] == [0.1, 0.2, 0.3, 0.3]
+    assert config.at_round(2).seeds.scales == config.seeds.scales
+
+
+def test_runtime__several_devices_are_not_one_gpu():
+    with pytest.raises(SettingsError, match="device 'cuda:1' is one GPU; for devices 2 say auto"):
+        parse_config({"runtime": {"device": "cuda:1", "devices": 2}})
+    assert parse_config({"runtime": {"device": "cuda:1"}}).runtime.devices == 1

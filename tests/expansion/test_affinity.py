@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.oracles import boundary as oracle
-from wsss_core.expansion.affinity import affinity_loss
+from wsss_core.expansion.affinity import affinity_loss, count_pairs
 
 IGNORED = 255
 
@@ -75,6 +75,22 @@ def test_affinity_loss__no_pair_with_two_labels():
     labels[0, 3, 3] = 1  # sqrt(18) < 5 away
     assert affinity_loss(boundary, labels, radius=5) is not None
     assert affinity_loss(boundary, labels, radius=4) is None
+
+
+def test_affinity_loss__slices_of_a_batch_sum_to_its_loss():
+    """The second photo has pairs of one kind alone, the third none."""
+    torch.manual_seed(0)
+    boundary = torch.rand(3, 6, 7, dtype=torch.float64)
+    labels = torch.randint(0, 3, (3, 6, 7))
+    labels[1], labels[2] = 2, 255
+    counts = count_pairs(labels, radius=4)
+    parts = [
+        affinity_loss(boundary[k : k + 1], labels[k : k + 1], radius=4, counts=counts)
+        for k in range(3)
+    ]
+    whole = affinity_loss(boundary, labels, radius=4)
+    assert parts[2] == 0
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_affinity_loss__extreme_boundaries_stay_finite():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
+import torch
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
@@ -77,6 +80,13 @@ def test_turn_on_gpu__one_at_a_time(home, monkeypatch):
             assert (limit.limit, limit.active_slots) == (1, 1)
         assert client.read_global_concurrency_limit_by_name(name).active_slots == 0
     assert notes == []
+
+
+def test_turn__who_starts_by_hand_waits_for_nobody():
+    from flows import conta
+
+    work = SimpleNamespace(device=lambda: torch.device("cuda", 0))
+    assert isinstance(conta._turn(work), contextlib.nullcontext)
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ def test_publish_report__a_server_that_is_gone_costs_a_line(monkeypatch, caplog)
     run = runs.Run(name="toy-1", config={}, data="d", started_ms=0)
     run.start_round(2)
     with caplog.at_level(logging.WARNING, logger="flows.report"):
-        report.publish_report(run, run.rounds[-1], None)
+        report.publish_report(report.write_report(run, run.rounds[-1], None))
     ((key, text),) = pages
     assert key == "round-report"
     assert text.startswith("# toy-1, round 2")
     assert caplog.messages == [
-        "no report of round 2 on Prefect's page: All connection attempts failed"
+        "no report of toy-1, round 2 on Prefect's page: All connection attempts failed"
     ]

@@ -10,6 +10,7 @@ from wsss_core.models.backbones import build_backbone
 from wsss_core.models.segmenter import (
     AsppSum,
     Segmenter,
+    count_labels,
     initialise_new_layers,
     segmentation_loss,
 )
@@ -146,6 +147,23 @@ def test_segmentation_loss__class_balanced_by_hand():
     balanced = (np.log(2) + np.log(4)) / 2
     assert loss_of(scores, labels) == pytest.approx(plain)
     assert loss_of(scores, labels, class_balanced=True) == pytest.approx(balanced)
+
+
+@settings(deadline=None, max_examples=40)
+@given(labels_and_seed, st.booleans(), st.integers(1, 3))
+def test_segmentation_loss__slices_of_a_batch_sum_to_its_loss(drawn, class_balanced, cut):
+    """Four photos of three pixels; a slice may have no label at all."""
+    labels = torch.tensor(drawn[0]).reshape(4, 1, 3)
+    scores = torch.tensor(np.random.default_rng(drawn[1]).normal(0, 2, (4, 3, 1, 3)))
+    options = {"ignore_index": IGNORED, "class_balanced": class_balanced}
+    whole = segmentation_loss(scores, labels, **options)
+    counts = count_labels(labels, ignore_index=IGNORED)
+    parts = [
+        segmentation_loss(scores[part], labels[part], counts=counts, **options)
+        for part in (slice(cut), slice(cut, None))
+    ]
+    assert counts.tolist() == [drawn[0].count(0), 12 - drawn[0].count(0) - drawn[0].count(IGNORED)]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-9)
 
 
 def test_segmentation_loss__scores_are_enlarged_to_the_labels():

@@ -424,7 +424,7 @@ def test_classifier__every_arm_starts_from_round_0_bit_for_bit(made, context):
     manifest = next_classifier(made, context)
     assert manifest.history[0]["loss"] == made.classifier.history[0]["loss"]
     assert manifest.metrics["context/m_spread"] >= 0
-    assert manifest.metrics["context/rms_ratio"] == 0
+    assert manifest.metrics["context/rms_ratio"] > 0  # measured after that step
     assert manifest.digest != made.classifier.digest
 
     weights = load_file(made.file(manifest, "classifier.safetensors"))

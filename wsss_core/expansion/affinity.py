@@ -22,7 +22,11 @@ _EPSILON = 1e-5  # inside every logarithm and below every fraction (irn)
 
 
 def affinity_loss(
-    boundary: Float[Tensor, "b h w"], labels: Integer[Tensor, "b h w"], *, radius: int
+    boundary: Float[Tensor, "b h w"],
+    labels: Integer[Tensor, "b h w"],
+    *,
+    radius: int,
+    counts: Integer[Tensor, " kinds"] | None = None,
 ) -> Float[Tensor, ""] | None:
     """IRNet's affinity loss: 1/2 * ((background + foreground) / 2 + negative).
 
@@ -35,19 +39,30 @@ def affinity_loss(
         boundary: Probability of a boundary in each cell, in [0, 1].
         labels: Confident labels: 0 background, class + 1, `IGNORE_INDEX`.
         radius: Pairs of cells nearer than this count.
+        counts: `count_pairs` of the whole batch, where this is a slice of it: the slices' losses
+            then sum to the batch's. None: this is all.
 
     Returns:
         A scalar; None if no pair has two confident labels.
     """
-    offsets = half_plane_offsets(radius)
-    counts = torch.stack(
-        [torch.stack([kind.sum() for kind in _pair_kinds(labels, o)]) for o in offsets]
-    ).sum(dim=0)
+    if counts is None:
+        counts = count_pairs(labels, radius=radius)
     if not counts.any():
         return None
+    offsets = half_plane_offsets(radius)
     weights = boundary.new_tensor([0.25, 0.25, 0.5]) / (counts.to(boundary.dtype) + _EPSILON)
     loss: Tensor = _AffinityLoss.apply(boundary, labels, weights, offsets)
     return loss
+
+
+def count_pairs(labels: Integer[Tensor, "b h w"], *, radius: int) -> Integer[Tensor, " kinds"]:
+    """Numbers of pairs of background, of one class, and of two labels."""
+    return torch.stack(
+        [
+            torch.stack([kind.sum() for kind in _pair_kinds(labels, offset)])
+            for offset in half_plane_offsets(radius)
+        ]
+    ).sum(dim=0)
 
 
 class _AffinityLoss(torch.autograd.Function):

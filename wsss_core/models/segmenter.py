@@ -84,7 +84,12 @@ class Segmenter(nn.Module):
 
 
 def segmentation_loss(
-    scores: Tensor, labels: Tensor, *, ignore_index: int, class_balanced: bool
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    class_balanced: bool,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy over labelled pixels, scores upsampled bilinearly to the labels.
 
@@ -94,17 +99,24 @@ def segmentation_loss(
         ignore_index: Label of pixels that never count.
         class_balanced: Mean over background pixels plus mean over foreground pixels (DSRG), halved
             to keep the scale of the plain mean.
+        counts: `count_labels` of the whole batch, where this is a slice of it: the slices' losses
+            then sum to the batch's. None: this is all.
     """
+    if counts is None:
+        counts = count_labels(labels, ignore_index=ignore_index)
     full = F.interpolate(scores, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-    if not class_balanced:
-        return F.cross_entropy(full, labels, ignore_index=ignore_index)
     losses = F.cross_entropy(full, labels, ignore_index=ignore_index, reduction="none")
-    parts = [
-        losses[mask].mean()
-        for mask in (labels == 0, (labels > 0) & (labels != ignore_index))
-        if mask.any()
-    ]
-    return torch.stack(parts).mean()
+    if not class_balanced:
+        return losses.sum() / counts.sum()
+    foreground = (labels > 0) & (labels != ignore_index)
+    sums = torch.stack([losses[mask].sum() for mask in (labels == 0, foreground)])
+    return (sums / counts.clamp(min=1)).sum() / counts.count_nonzero()
+
+
+def count_labels(labels: Tensor, *, ignore_index: int) -> Tensor:
+    """Numbers of background and of foreground pixels, (2,)."""
+    background, ignored = (labels == 0).sum(), (labels == ignore_index).sum()
+    return torch.stack([background, labels.numel() - background - ignored])
 
 
 def initialise_new_layers(segmenter: Segmenter, generator: torch.Generator) -> None:

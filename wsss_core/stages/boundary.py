@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from wsss_core.config import BoundaryConfig
 from wsss_core.data.images import read_mask, read_photo
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop, normalise
-from wsss_core.expansion.affinity import affinity_loss
+from wsss_core.expansion.affinity import affinity_loss, count_pairs
 from wsss_core.models.backbones import build_backbone, set_training_mode
 from wsss_core.models.boundary import STRIDE_PX, BoundaryNet, initialise_branches
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
+from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Machine, Trainable, train
 
 WEIGHTS, DESCRIPTION = "boundary.safetensors", "boundary.json"
@@ -102,6 +103,7 @@ def _write(out: Path, job: Job, *, data: Manifest, labels: Manifest) -> Measured
             threads=job.work.runtime.threads,
             scratch=job.scratch,
             recorder=job.work.recorder,
+            num_devices=job.work.runtime.devices,
         ),
     )
     save_file({name: t.contiguous() for name, t in net.state_dict().items()}, out / WEIGHTS)
@@ -136,7 +138,12 @@ def shrink_labels(labels: Tensor) -> Tensor:
 
 
 def _loss(model: nn.Module, batch: Batch, *, radius: int) -> Tensor | None:
-    return affinity_loss(model(batch["photo"]).float().sigmoid(), batch["labels"], radius=radius)
+    labels: Tensor = batch["labels"]
+    counts = sum_over_ranks(count_pairs(labels, radius=radius))
+    if not counts.any():
+        return None
+    boundary = model(batch["photo"]).float().sigmoid()
+    return affinity_loss(boundary, labels, radius=radius, counts=counts)
 
 
 train_boundary = Stage(

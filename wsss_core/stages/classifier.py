@@ -15,6 +15,7 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import default_collate
 
 from wsss_core.causal.adjustment import draw_confounders, marginal_logits, nwgm_gap
 from wsss_core.causal.confounders import ConfounderSet
@@ -37,6 +38,7 @@ from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
+from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Machine, Trainable, train
 
 WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
@@ -311,6 +313,14 @@ def _write(
     if model.exact and confounder_set is not None and causal.exact_samples is not None:
         prior = torch.from_numpy(confounder_set.prior)
         draw = functools.partial(draw_confounders, prior, num=causal.exact_samples, seed=job.seed)
+    view = functools.partial(
+        _view,
+        settings=settings,
+        seed=job.seed,
+        num_classes=num_classes,
+        contexts=contexts,
+        draw=draw,
+    )
     history = train(
         Trainable(
             "classifier",
@@ -320,14 +330,7 @@ def _write(
             functools.partial(set_training_mode, batch_norm_frozen=settings.freeze_bn),
         ),
         items=list(enumerate(photos)),
-        view=functools.partial(
-            _view,
-            settings=settings,
-            seed=job.seed,
-            num_classes=num_classes,
-            contexts=contexts,
-            draw=draw,
-        ),
+        view=view,
         config=settings.training,
         seed=job.seed,
         machine=Machine(
@@ -336,6 +339,7 @@ def _write(
             threads=job.work.runtime.threads,
             scratch=job.scratch,
             recorder=job.work.recorder,
+            num_devices=job.work.runtime.devices,
         ),
     )
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / WEIGHTS)
@@ -355,10 +359,21 @@ def _write(
     if model.intervention is not None and contexts is not None:
         if prototypes is None:
             metrics |= context_report(model.intervention, contexts)
-        metrics["context/rms_ratio"] = model.classifier.context_rms_ratio()
+        seen = [view(item, 0) for item in enumerate(photos[: settings.training.batch_size])]
+        metrics["context/rms_ratio"] = context_ratio(model, default_collate(seen))
         if not isinstance(model.intervention, SegMaskContext):
             metrics |= gap_report(model.to(job.work.device()), photos, contexts)
     return Measured(metrics, history)
+
+
+@torch.inference_mode()
+def context_ratio(model: ContextClassifier, batch: Batch) -> float:
+    """`Classifier.context_rms_ratio` on a batch of views, which is a training's first.
+
+    What the training itself saw last is gone where another process trained, or an earlier start.
+    """
+    model(batch["photo"], batch["x_m"], batch["affine"], batch.get("draw"))
+    return model.classifier.context_rms_ratio()
 
 
 @torch.inference_mode()
@@ -441,7 +456,8 @@ def _view(
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(batch["photo"], batch.get("x_m"), batch.get("affine"), batch.get("draw"))
-    return multilabel_loss(logits, batch["tags"])
+    share = len(logits) / sum_over_ranks(logits.new_tensor(len(logits)))
+    return multilabel_loss(logits, batch["tags"]) * share
 
 
 def _settings(config: Config) -> ClassifierConfig:

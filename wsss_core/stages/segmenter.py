@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,11 +18,17 @@ from wsss_core.data.images import read_mask, read_photo
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.errors import InputError
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
-from wsss_core.models.segmenter import Segmenter, initialise_new_layers, segmentation_loss
+from wsss_core.models.segmenter import (
+    Segmenter,
+    count_labels,
+    initialise_new_layers,
+    segmentation_loss,
+)
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
+from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Machine, Trainable, train
 
 WEIGHTS, DESCRIPTION = "segmenter.safetensors", "segmenter.json"
@@ -101,6 +106,7 @@ def _train_on(
             threads=job.work.runtime.threads,
             scratch=job.scratch,
             recorder=job.work.recorder,
+            num_devices=job.work.runtime.devices,
         ),
     )
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / WEIGHTS)
@@ -130,10 +136,15 @@ def _view(
 
 def _loss(model: nn.Module, batch: Batch, *, class_balanced: bool) -> Tensor | None:
     labels: Tensor = batch["labels"]
-    if bool(torch.all(labels == IGNORE_INDEX)):
+    counts = sum_over_ranks(count_labels(labels, ignore_index=IGNORE_INDEX))
+    if not counts.any():
         return None
     return segmentation_loss(
-        model(batch["photo"]), labels, ignore_index=IGNORE_INDEX, class_balanced=class_balanced
+        model(batch["photo"]),
+        labels,
+        ignore_index=IGNORE_INDEX,
+        class_balanced=class_balanced,
+        counts=counts,
     )
 
 

@@ -71,15 +71,21 @@ class Workspace:
         return Dataset(tuple(document["classes"]), splits)
 
     def device(self) -> torch.device:
-        """The device that `runtime.device` names.
+        """The device that `runtime.device` names; of several, the first.
 
         Raises:
-            InputError: If it is a CUDA device and there is none.
+            InputError: If it is a CUDA device and there is none, or fewer than `runtime.devices`.
         """
-        name = self.runtime.device
+        name, num = self.runtime.device, self.runtime.devices
+        cuda = name != "cpu" and torch.cuda.is_available()
+        if cuda and num > torch.cuda.device_count():
+            raise InputError(
+                f"runtime.devices is {num}, but {torch.cuda.device_count()} CUDA devices are seen "
+                "here; lower it"
+            )
         if name == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if name != "cpu" and not torch.cuda.is_available():
+            return torch.device("cuda" if cuda else "cpu")
+        if name != "cpu" and not cuda:
             raise InputError(
                 f"runtime.device is {name!r}, but no CUDA device is seen here; "
                 "set it to cpu or auto"

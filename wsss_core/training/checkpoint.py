@@ -48,9 +48,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> list[dict[str, float]]:
-    """Restore the last state into model and optimiser.
+    """Restore the last state into the model and, if given, the optimiser.
 
     Returns:
         The history of the finished epochs; [], and nothing restored, if there is no whole state.
@@ -63,14 +63,19 @@ def load_checkpoint(
     model.load_state_dict(
         {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, tensor in tensors.items():
-        if name.startswith("momentum."):
-            parameter = parameters[int(name.removeprefix("momentum."))]
-            momentum = torch.empty_like(parameter).copy_(tensor)
-            optimizer.state[parameter]["momentum_buffer"] = momentum
+    if optimizer is not None:
+        momenta = {n: t for n, t in tensors.items() if n.startswith("momentum.")}
+        _restore_momenta(optimizer, momenta)
     history: list[dict[str, float]] = state["history"]
     return history
+
+
+def _restore_momenta(optimizer: torch.optim.Optimizer, momenta: dict[str, torch.Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, tensor in momenta.items():
+        parameter = parameters[int(name.removeprefix("momentum."))]
+        momentum = torch.empty_like(parameter).copy_(tensor)
+        optimizer.state[parameter]["momentum_buffer"] = momentum
 
 
 def _momenta(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:

@@ -6,23 +6,32 @@ Val data never chooses an epoch, a threshold or a setting, so the loop does not 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss_core.config import TrainingConfig
-from wsss_core.errors import DivergedError
-from wsss_core.observe import Recorder
+from wsss_core.errors import DivergedError, InputError
+from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.seeding import torch_generator
 from wsss_core.training.checkpoint import load_checkpoint, save_checkpoint
+from wsss_core.training.distributed import (
+    rank,
+    run_ranks,
+    sum_gradients,
+    sum_over_ranks,
+    take_slice,
+)
 from wsss_core.training.optim import build_optimizer, poly_factor, set_rates
 
 Batch = dict[str, Any]
@@ -31,14 +40,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Trainable:
-    """What a stage wants trained.
+    """What a stage wants trained; all but the model's weights must pickle to train in ranks.
 
     Attributes:
         name: Stage name, for messages and scalars.
         model: On CPU; moved to the device for training.
         new_parameters: Those that train at the head's rate; the rest is trunk.
-        loss: `loss(model, batch)`, a scalar; None for a batch with nothing to learn from, which is
-            skipped.
+        loss: `loss(model, batch)`, a scalar: the share of this rank's slice in the loss of the
+            whole batch, so that the ranks' sum is that loss. None for a batch with nothing to learn
+            from, which is skipped; all ranks have to agree.
         enter_training: Switches the model to training, frozen BatchNorm aside.
     """
 
@@ -54,11 +64,12 @@ class Machine:
     """How a training computes; what is trained does not depend on it, but for the last bits.
 
     Attributes:
-        device: Where to train.
+        device: Where to train; of several, what kind.
         amp: bf16 autocast.
         threads: CPU threads; they change the last bits, so they are fixed.
         scratch: Folder of the checkpoints.
         recorder: Hears of every step and epoch.
+        num_devices: How many share each batch; see `distributed`.
     """
 
     device: torch.device
@@ -66,6 +77,13 @@ class Machine:
     threads: int
     scratch: Path
     recorder: Recorder
+    num_devices: int = 1
+
+    def devices(self) -> list[torch.device]:
+        """One a rank."""
+        if self.device.type == "cpu":
+            return [self.device] * self.num_devices
+        return [torch.device(self.device.type, index) for index in range(self.num_devices)]
 
 
 def epoch_order(num_photos: int, *, seed: int, epoch: int) -> list[int]:
@@ -77,7 +95,10 @@ def epoch_order(num_photos: int, *, seed: int, epoch: int) -> list[int]:
 
 
 class _EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, photo index) of every epoch still to do, so that one loader serves all."""
+    """This rank's slices of the batches of every epoch still to do, so that one loader serves all.
+
+    Yields (epoch, photo index).
+    """
 
     def __init__(self, num_photos: int, batch_size: int, epochs: range, seed: int) -> None:
         self._num_photos, self._batch_size = num_photos, batch_size
@@ -87,7 +108,8 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
         for epoch in self._epochs:
             order = epoch_order(self._num_photos, seed=self._seed, epoch=epoch)
             for start in range(0, len(order), self._batch_size):
-                yield [(epoch, index) for index in order[start : start + self._batch_size]]
+                batch = order[start : start + self._batch_size]
+                yield [(epoch, index) for index in take_slice(batch)]
 
     def __len__(self) -> int:
         return len(self._epochs) * math.ceil(self._num_photos / self._batch_size)
@@ -127,7 +149,43 @@ def train(
 
     Raises:
         DivergedError: If a loss is not finite; names the batch and the rate.
+        InputError: If BatchNorm is to learn on several devices, each of which sees a part.
     """
+    if machine.num_devices == 1:
+        return _train(task, items=items, view=view, config=config, seed=seed, machine=machine)
+    task.enter_training(task.model)
+    if any(isinstance(m, _BatchNorm) and m.training for m in task.model.modules()):
+        raise InputError(
+            f"with freeze_bn false {task.name} would learn from each device's part of a batch "
+            f"alone; set freeze_bn true, or runtime.devices 1 instead of {machine.num_devices}"
+        )
+    silent = replace(machine, recorder=SilentRecorder())
+    run_ranks(
+        functools.partial(
+            _train_rank, task, silent, items=items, view=view, config=config, seed=seed
+        ),
+        devices=machine.devices(),
+        recorder=machine.recorder,
+        what=f"the training of {task.name}",
+    )
+    return load_checkpoint(machine.scratch, task.model)
+
+
+def _train_rank(
+    task: Trainable, machine: Machine, device: torch.device, recorder: Recorder, **options: Any
+) -> None:
+    _train(task, machine=replace(machine, device=device, recorder=recorder), **options)
+
+
+def _train(
+    task: Trainable,
+    *,
+    items: Sequence[T],
+    view: Callable[[T, int], Batch],
+    config: TrainingConfig,
+    seed: int,
+    machine: Machine,
+) -> list[dict[str, float]]:
     cuda = machine.device.type == "cuda"
     model = task.model.to(machine.device).to(memory_format=torch.channels_last)
     new = {id(p) for p in task.new_parameters}
@@ -160,7 +218,8 @@ def train(
                 machine=machine,
             )
             history.append(record)
-            save_checkpoint(machine.scratch, model, optimizer, history)
+            if rank() == 0:
+                save_checkpoint(machine.scratch, model, optimizer, history)
             machine.recorder.scalars(task.name, epoch, record)
     model.to("cpu")
     return history
@@ -185,7 +244,7 @@ def _train_epoch(
         if loss is None:
             skipped += 1
             continue
-        value = loss.item()
+        value = sum_over_ranks(loss).item()
         if not math.isfinite(value):
             rate = optimizer.param_groups[0]["lr"]
             raise DivergedError(
@@ -194,6 +253,7 @@ def _train_epoch(
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        sum_gradients(task.model.parameters())
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(task.model.parameters(), config.clip_norm)
         optimizer.step()
