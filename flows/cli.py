@@ -347,11 +347,6 @@ def _score_table(report: Report) -> str:
     return "\n".join([*rows, f"{report.photos} photos{absent if report.absent else ''}"])
 
 
-@export_app.callback()
-def _export() -> None:
-    """Keep `masks` a verb of its own, for there will be others."""
-
-
 @export_app.command("masks")
 def export_masks(
     model: RunName,
@@ -378,6 +373,37 @@ def export_masks(
     data = found.shared.get("scenes") or found.shared["dataset"]
     count = export(masks, data=data, work=work, out=out)
     typer.echo(f"{count} masks in {out / 'SegmentationClass'}")
+
+
+@export_app.command("onnx")
+def export_onnx(
+    model: RunName,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")],
+) -> None:
+    """Write a round's segmenter as an ONNX file.
+
+    It takes RGB photos of 0..255 whose sides are multiples of 16 and gives class probabilities.
+    Before it is kept, onnxruntime has to say of a photo of the run what torch says. Needs the extra
+    `onnx`.
+    """
+    from flows.environment import open_home
+    from flows.runs import find_round
+
+    home = open_home()
+    found, chosen = find_round(home, model)
+    from wsss_core.stages.onnx import export_onnx as export
+    from wsss_core.stages.stage import Workspace
+
+    work = Workspace(home, Path(found.data_root) if found.data_root else None)
+    segmenter = work.store.open(chosen.manifests["segmenter"])
+    data = work.dataset(found.shared.get("scenes") or found.shared["dataset"])
+    photo = data.splits["train"][0].path
+    parity = export(segmenter, out, photo=photo)
+    height, width = parity.size
+    typer.echo(
+        f"{out}; on {photo.name} at {height} x {width} its probabilities differ from torch's by at "
+        f"most {parity.difference:.1e}, the best class in {parity.changed:.2%} of the pixels"
+    )
 
 
 @data_app.command()

@@ -105,6 +105,8 @@ def test_choose_round__highest_then_earliest_then_label_free():
 def test_promote__then_predict_and_mlflow_give_the_masks_of_the_round(
     conta, home, photo, tmp_path, monkeypatch
 ):
+    # seconds of tracing; tests/stages/test_package.py looks at what it writes
+    monkeypatch.setattr("wsss_core.stages.package.write_pt2", lambda _, path: path.touch())
     answer = conta("predict", photo, "--model", "champion", "-o", tmp_path / "none")
     assert answer.code == 2
     assert answer.err.endswith("has no champion yet; make one by `conta promote RUN`\n")

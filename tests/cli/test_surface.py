@@ -28,6 +28,7 @@ SURFACE = {
     "serve": {"model": "--model", "host": "--host", "port": "--port"},
     "score": {"masks": "MASKS", "truth": "TRUTH", "labels": "--labels", "as_json": "--json"},
     "export masks": {"model": "RUN[:ROUND]", "out": "--out/-o"},
+    "export onnx": {"model": "RUN[:ROUND]", "out": "--out/-o"},
     "data check": {"folder": "DIR"},
     "data scenes": {
         "out": "OUT",

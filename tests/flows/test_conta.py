@@ -101,6 +101,22 @@ def test_conta_flow__again_is_cached_and_mlflow_holds_each_point_once(home, toys
     assert parents[0].data.params["segmenter.backbone"] == "lite0"
 
 
+def test_conta_flow__panels_none_keeps_photos_out_of_both_databases(home, toys, conta):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter
+
+    held = {}
+    for seed, panels in enumerate(("all", "none")):
+        run = conta(rounds=0, seed=seed, tracking={"panels": panels})
+        chosen = ArtifactFilter.model_validate({"flow_run_id": {"any_": [run.prefect_run]}})
+        with get_client(sync_client=True) as client:
+            reports = client.read_artifacts(artifact_filter=chosen)
+        texts = [report.data for report in reports if report.key == "round-report"]
+        images = mlflow.MlflowClient().list_artifacts(run.mlflow_run, "images")
+        held[panels] = ["data:image" in text for text in texts], bool(images)
+    assert held == {"all": ([True], True), "none": ([False], False)}
+
+
 def test_conta_flow__a_flipped_byte_is_rebuilt_and_no_more(home, toys, conta, capsys):
     run = conta(rounds=0)
     toys.take_calls()

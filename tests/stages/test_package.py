@@ -1,4 +1,4 @@
-"""A segmenter that leaves its home: as a folder for the registry, as pt2."""
+"""A segmenter that leaves its home: as a folder for the registry, as pt2, as ONNX."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from PIL import Image
 from tests.stages.networks import CLASSES, write_segmenter
 from wsss_core.config import SegmenterTestConfig
 from wsss_core.data.images import read_mask
-from wsss_core.errors import DataError, StoreError, TooLargeError
+from wsss_core.errors import DataError, InputError, StoreError, TooLargeError
 from wsss_core.observe import SilentRecorder
+from wsss_core.stages import onnx as onnx_stage
 from wsss_core.stages import package as package_stage
+from wsss_core.stages.onnx import export_onnx, read_seen
 from wsss_core.stages.package import open_package, write_package
 from wsss_core.stages.portable import PhotoSegmenter
 from wsss_core.stages.predict import Predictor
@@ -141,3 +143,38 @@ def test_segment_file__one_line_without_a_path(folder, photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(TooLargeError, match="the photo has more than"):
         predictor.segment_file(content, limit_px=70 * 110)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["deeplabv2", "deeplabv3plus"])
+def test_export_onnx__equals_torch_on_a_photo(tmp_path, photo, head):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    import onnx
+    import onnxruntime
+
+    write_segmenter(tmp_path, head=head)
+    file = tmp_path / "new" / "segmenter.onnx"
+    parity = export_onnx(tmp_path, file, photo=photo)
+    assert parity.difference < 1e-4
+    assert parity.size == (64, 112)
+    assert [path.name for path in file.parent.iterdir()] == ["segmenter.onnx"]
+    known = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert json.loads(known["labels"]) == ["background", *CLASSES]
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    batch = read_seen(photo, limit_px=48).repeat(3, 1, 1, 1)
+    (told,) = session.run(["probabilities"], {"photos": batch.numpy()})
+    with torch.no_grad():
+        asked = PhotoSegmenter(load_segmenter(tmp_path)[0]).eval()(batch)
+    assert told.shape == (3, 4, 32, 48)
+    assert np.allclose(told, asked.numpy(), atol=1e-4)
+
+
+def test_export_onnx__without_the_extra_or_the_place(tmp_path, folder, photo, monkeypatch):
+    monkeypatch.setattr(onnx_stage, "_EXTRA", ())
+    with pytest.raises(InputError, match="is a folder; name a file"):
+        export_onnx(folder, tmp_path, photo=photo)
+    monkeypatch.setattr(onnx_stage, "_EXTRA", ("no_such_runtime",))
+    with pytest.raises(InputError, match=r"ONNX needs the package no_such_runtime .*make setup"):
+        export_onnx(folder, tmp_path / "a.onnx", photo=photo)
+    assert list(tmp_path.iterdir()) == []
