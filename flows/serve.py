@@ -6,6 +6,7 @@ Whoever asks needs the token. One photo is segmented at a time; the others wait 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -27,6 +28,10 @@ TOKEN = "CONTA_TOKEN"  # noqa: S105 - the name of the variable
 LIMIT_BYTES = 32_000_000  # a photo of 50 megapixels takes less
 MOST_CONNECTIONS = 16  # each may hold a photo in memory
 GRACE_S = 10
+REST_BYTES, REST_S = (
+    2 * LIMIT_BYTES,
+    10,
+)  # of what is refused: a closed socket would lose the reason
 
 
 def build_app(segment: Callable[[bytes], bytes], labels: Sequence[str], *, token: str) -> Starlette:
@@ -178,7 +183,20 @@ def serve(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-async def _say_why(_: Request, error: Exception) -> Response:
+async def _say_why(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    if "expect" not in request.headers:  # such a client listens before it sends
+        await _read_off(request)
     return PlainTextResponse(f"{error.detail}\n", error.status_code, error.headers)
+
+
+async def _read_off(request: Request) -> None:
+    """Let a client send the rest of its body, or it would not hear the answer."""
+    left = REST_BYTES
+    with contextlib.suppress(ClientDisconnect, TimeoutError, RuntimeError):  # the last: all is read
+        async with asyncio.timeout(REST_S):
+            async for part in request.stream():
+                left -= len(part)
+                if left < 0:
+                    return

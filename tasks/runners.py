@@ -161,7 +161,7 @@ def _mark_home(home: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _open_dask(workers: int, address: str | None) -> Iterator[_Runner]:
     try:
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
     except ImportError:
         raise InputError(
             "runtime.runner is 'dask', but prefect-dask is not installed; install the extra "

@@ -175,18 +175,22 @@ def test_serve__as_a_process(home, photo, tmp_path, number):
     command = [sys.executable, "-m", "flows.cli", "serve", "--model", "toy:0", "--port", "0"]
     options = {"cwd": ROOT, "env": {**kept, "CONTA_HOME": str(home)}, "text": True}
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as server:
-        lines = [server.stdout.readline() for _ in range(5)]
-        assert lines[0] == f"toy-1:0: background, {', '.join(CLASSES)}\n"
-        url = lines[1].split()[1].removesuffix("/segment")
-        token = lines[3].split('"')[1].split()[-1]
-        assert ask(f"{url}/health", "")[0] == 200
-        code, mask = ask(f"{url}/segment", token, photo.read_bytes())
-        assert code == 200
-        (tmp_path / "mask.png").write_bytes(mask)
-        assert read_mask(tmp_path / "mask.png").shape == (50, 70)
-        assert ask(f"{url}/segment", "wrong", photo.read_bytes())[0] == 401
-        refused = ask(f"{url}/segment", token, b"no photo")
-        assert (refused[0], refused[1].count(b"\n")) == (400, 1)
-        assert ask(f"{url}/segment", token, bytes(33_000_000))[0] == 413
-        server.send_signal(number)
-        assert server.wait(60) == 0
+        try:
+            lines = [server.stdout.readline() for _ in range(5)]
+            assert lines[0] == f"toy-1:0: background, {', '.join(CLASSES)}\n"
+            url = lines[1].split()[1].removesuffix("/segment")
+            token = lines[3].split('"')[1].split()[-1]
+            assert ask(f"{url}/health", "")[0] == 200
+            code, mask = ask(f"{url}/segment", token, photo.read_bytes())
+            assert code == 200
+            (tmp_path / "mask.png").write_bytes(mask)
+            assert read_mask(tmp_path / "mask.png").shape == (50, 70)
+            refused = ask(f"{url}/segment", token, b"no photo")
+            assert (refused[0], refused[1].count(b"\n")) == (400, 1)
+            large = bytes(33_000_000)
+            assert ask(f"{url}/segment", "wrong", large)[0] == 401
+            assert ask(f"{url}/segment", token, large)[0] == 413
+            server.send_signal(number)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()

@@ -115,10 +115,13 @@ def test_main__closed_pipe_is_quiet():
 
 
 def test_main__interrupt_is_quiet(tmp_path):
+    # tests that a shell started in the background ignore the signal, and so would the child
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     # `data check` waits for a reader of the pipe that it takes for the tag table
     os.mkfifo(tmp_path / "tags.csv")
     command = [sys.executable, "-m", "flows.cli", "data", "check", str(tmp_path)]
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, former)
     with child, (tmp_path / "tags.csv").open("w"):  # returns once the child has opened its end
         child.send_signal(signal.SIGINT)
         err = child.communicate(timeout=60)[1]
