@@ -56,7 +56,7 @@ def compare_page(chosen: Sequence[Run], *, store: Store) -> str:
         f"<h1>{escape(title)}</h1>",
         _legend(chosen),
         _table(runs.compare_cells(chosen)),
-        "<h2>Over the rounds</h2><p>In percent.</p>",
+        f"<h2>Over the rounds</h2><p>{escape(runs.TABLE_UNITS)}</p>",
         _charts(chosen),
         "<h2>By class</h2><p>IoU in percent, round after round.</p>",
         _bars(chosen),

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import PrefectException
 
 from flows.pictures import shrink_picture
-from flows.runs import Round, Run, markdown_table
+from flows.runs import TABLE_UNITS, Round, Run, markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def write_report(run: Run, entry: Round, panel: Path | None) -> str:
         entry: The round that the report is about.
         panel: A picture of it; None keeps photos out.
     """
-    parts = [f"# {run.name}, round {entry.round}", markdown_table(run)]
+    parts = [f"# {run.name}, round {entry.round}", TABLE_UNITS, markdown_table(run)]
     if panel is not None:
         parts.append(f"![panel]({shrink_picture(panel, MAX_BYTES)})")
     if run.mlflow_url is not None:

@@ -49,6 +49,11 @@ TABLE_METRICS = (
 )
 """Columns of the round table beside those of each scored split: title and metric."""
 
+TABLE_UNITS = (
+    "mIoU in percent, background included: CAMs, pseudo-masks, the segmenter on each list."
+)
+"""What a page says above a table of rounds."""
+
 
 class Review(BaseModel):
     """What a person decided after a round (`review: true`).

@@ -103,7 +103,8 @@ def take_pictures(eyes, links, first, second, deployment, page, out) -> None:
     eyes.open(f"{prefect}/runs/flow-run/{first['prefect_run']}")
     eyes.expect(first["name"], "Completed")
     eyes.click("Task Runs")
-    eyes.expect("Cached", "classifier 0")
+    eyes.expect("Cached")
+    eyes.show("Cached")  # the newest come first: what was computed above, what was there below
     eyes.keep(out / "resumed_run.png", 1200, 1000)
 
     eyes.open(f"{prefect}/artifacts/artifact/{find_report(prefect, second['prefect_run'])}")
@@ -111,8 +112,11 @@ def take_pictures(eyes, links, first, second, deployment, page, out) -> None:
     eyes.keep(out / "round_report.png", 1200, 900)
 
     eyes.open(charts_url(links["mlflow"], first))
+    eyes.expect("cam/miou", *names)
+    eyes.type("Search metric charts", "miou$")  # a chart is drawn when it comes into view
     eyes.expect("pseudo/miou", *names)
-    eyes.keep(out / "mlflow_charts.png", 1400, 1000)
+    eyes.tidy("button[aria-label*=close i]", "modebar")
+    eyes.keep(out / "mlflow_charts.png", 1600, 1000)
 
     eyes.open(page.as_uri())
     eyes.expect(*names, "Over the rounds", "By class", "pseudo-mask")
@@ -199,6 +203,28 @@ class Browser:
             f".filter(e => e.innerText && e.innerText.trim().startsWith({json.dumps(text)}))"
         )
         self._ask(f"{found}.at(-1).click()")
+
+    def type(self, field: str, text: str) -> None:
+        """Write into the field with this placeholder."""
+        self._ask(f"document.querySelector('input[placeholder={json.dumps(field)}]').focus()")
+        self._say("Input.insertText", text=text)
+
+    def tidy(self, closers: str, hidden: str) -> None:
+        """Close what lies beside the page's subject, and hide a class that only a mouse needs."""
+        self._ask(f"document.querySelectorAll({json.dumps(closers)}).forEach(e => e.click())")
+        self._ask(
+            "document.head.insertAdjacentHTML('beforeend', "
+            f"'<style>.{hidden} {{ display: none }}</style>')"
+        )
+
+    def show(self, text: str) -> None:
+        """Scroll the first place where this stands alone to the middle."""
+        script = (
+            "(e => { if (e) e.scrollIntoView({block: 'center'}); return Boolean(e) })("
+            "[...document.querySelectorAll('span, div')]"
+            f".find(e => e.innerText && e.innerText.trim() === {json.dumps(text)}))"
+        )
+        wait_for(f"{text!r} to scroll to", lambda: self._ask(script))
 
     def keep(self, file: Path, width: int, height: int) -> None:
         """Write a picture of the page, in few colours."""
