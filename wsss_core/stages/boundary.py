@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsss_core.config import BoundaryConfig
-from wsss_core.data.images import read_mask, read_photo
-from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop, normalise
+from wsss_core.data.transforms import normalise
 from wsss_core.expansion.affinity import affinity_loss, count_pairs
 from wsss_core.models.backbones import build_backbone, set_training_mode
 from wsss_core.models.boundary import STRIDE_PX, BoundaryNet, initialise_branches
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
+from wsss_core.stages.training import crop_with_labels, machine_of
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
-from wsss_core.training.loop import Batch, Machine, Trainable, train
+from wsss_core.training.loop import Batch, Trainable, train
 
 WEIGHTS, DESCRIPTION = "boundary.safetensors", "boundary.json"
 OUTPUT_STRIDE = 16  # irn: layer4 keeps the stride of layer3
@@ -97,14 +97,7 @@ def _write(out: Path, job: Job, *, data: Manifest, labels: Manifest) -> Measured
         ),
         config=settings.training,
         seed=job.seed,
-        machine=Machine(
-            device=job.work.device(),
-            amp=job.amp,
-            threads=job.work.runtime.threads,
-            scratch=job.scratch,
-            recorder=job.work.recorder,
-            num_devices=job.work.runtime.devices,
-        ),
+        machine=machine_of(job),
     )
     save_file({name: t.contiguous() for name, t in net.state_dict().items()}, out / WEIGHTS)
     description = {"boundary": settings.model_dump(mode="json")}
@@ -118,17 +111,10 @@ def _write(out: Path, job: Job, *, data: Manifest, labels: Manifest) -> Measured
 def _view(
     photo: TaggedPhoto, epoch: int, *, labels: Path, settings: BoundaryConfig, seed: int
 ) -> Batch:
-    pixels = read_photo(photo.path)
-    crop = draw_crop(
-        pixels.shape[:2],
-        long_side_px=settings.training.long_side_px,
-        crop_px=settings.training.crop_px,
-        seed=seed,
-        epoch=epoch,
-        photo_id=photo.id,
+    pixels, full = crop_with_labels(
+        photo, epoch, masks=labels, training=settings.training, seed=seed
     )
-    full = crop_labels(read_mask(labels / f"{photo.id}.png"), crop)
-    return {"photo": crop_photo(pixels, crop), "labels": shrink_labels(full)}
+    return {"photo": pixels, "labels": shrink_labels(full)}
 
 
 def shrink_labels(labels: Tensor) -> Tensor:

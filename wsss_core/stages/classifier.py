@@ -37,9 +37,10 @@ from wsss_core.models.classifier import Classifier, ContextAt, initialise_head, 
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
+from wsss_core.stages.training import machine_of
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
-from wsss_core.training.loop import Batch, Machine, Trainable, train
+from wsss_core.training.loop import Batch, Trainable, train
 
 WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
 CONFOUNDERS, CAUSAL, X_M = "confounders.safetensors", "causal.json", "x_m.safetensors"
@@ -333,14 +334,7 @@ def _write(
         view=view,
         config=settings.training,
         seed=job.seed,
-        machine=Machine(
-            device=job.work.device(),
-            amp=job.amp,
-            threads=job.work.runtime.threads,
-            scratch=job.scratch,
-            recorder=job.work.recorder,
-            num_devices=job.work.runtime.devices,
-        ),
+        machine=machine_of(job),
     )
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / WEIGHTS)
     if confounder_set is not None and model.intervention is not None:

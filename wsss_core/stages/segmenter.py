@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsss_core.config import SegmenterConfig
-from wsss_core.data.images import read_mask, read_photo
-from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.errors import InputError
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.segmenter import (
@@ -27,9 +25,10 @@ from wsss_core.models.segmenter import (
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
+from wsss_core.stages.training import crop_with_labels, machine_of
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
-from wsss_core.training.loop import Batch, Machine, Trainable, train
+from wsss_core.training.loop import Batch, Trainable, train
 
 WEIGHTS, DESCRIPTION = "segmenter.safetensors", "segmenter.json"
 HALVES = ("even", "odd")
@@ -100,14 +99,7 @@ def _train_on(
         ),
         config=settings.training,
         seed=job.seed,
-        machine=Machine(
-            device=job.work.device(),
-            amp=job.amp,
-            threads=job.work.runtime.threads,
-            scratch=job.scratch,
-            recorder=job.work.recorder,
-            num_devices=job.work.runtime.devices,
-        ),
+        machine=machine_of(job),
     )
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / WEIGHTS)
     description = {"segmenter": settings.model_dump(mode="json"), "classes": dataset.classes}
@@ -121,17 +113,10 @@ def _train_on(
 def _view(
     photo: TaggedPhoto, epoch: int, *, masks: Path, settings: SegmenterConfig, seed: int
 ) -> Batch:
-    pixels = read_photo(photo.path)
-    crop = draw_crop(
-        pixels.shape[:2],
-        long_side_px=settings.training.long_side_px,
-        crop_px=settings.training.crop_px,
-        seed=seed,
-        epoch=epoch,
-        photo_id=photo.id,
+    pixels, labels = crop_with_labels(
+        photo, epoch, masks=masks, training=settings.training, seed=seed
     )
-    labels = read_mask(masks / f"{photo.id}.png")
-    return {"photo": crop_photo(pixels, crop), "labels": crop_labels(labels, crop)}
+    return {"photo": pixels, "labels": labels}
 
 
 def _loss(model: nn.Module, batch: Batch, *, class_balanced: bool) -> Tensor | None:
