@@ -10,6 +10,7 @@ makes stays in the store, so a second call is quick.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,15 +38,18 @@ def expander(method: str, run: Run, work: Workspace) -> Expand:
     photos = {"data": data, "cams": made["cams"]}
     judged = photos | {"classifier": made["classifier"]}
     boundary = None
+    if base.seeds.threshold == "auto":
+        base = adopt_seeds(base, calibrate_seeds(base, work, **judged))
+        tree["seeds"] = base.seeds.model_dump(mode="json")
     if method == "irn":
+        if "auto" in (base.expansion.irn.beta, base.expansion.irn.log2_steps):
+            sys.exit("this run chose beta or log2_steps itself; give a run where they are numbers")
         labels = label_boundaries(base, work, **photos)
         boundary = train_boundary(base, work, data=data, labels=labels)
 
     def with_threshold(threshold: float | str) -> Config:
         group = tree["seeds"] if method == "crf" else tree["expansion"]["irn"]
         group["threshold"] = threshold
-        if method == "irn" and threshold == "auto":
-            group |= {"beta": "auto", "log2_steps": "auto"}
         return parse_config(tree)
 
     def expand(threshold: float | None) -> tuple[Config, dict[str, float]]:

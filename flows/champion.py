@@ -115,12 +115,12 @@ def choose_round(run: Run, config: Config, metric: str | None) -> Choice:
         InputError: If no round has such a score.
     """
     entries = [entry for entry in run.rounds if "segmenter" in entry.manifests]
-    wanted = metric or next((f"seg_{split}/miou" for split in config.data.val[:1]), LABEL_FREE)
-    free = metric is None and not any(wanted in entry.metrics for entry in entries)
-    name = LABEL_FREE if free else wanted
+    found = {key for entry in entries for key in entry.metrics} - {"seconds"}
+    val = [f"seg_{split}/miou" for split in config.data.val]
+    free = metric is None and found.isdisjoint(val)
+    name = metric or next((key for key in val if key in found), LABEL_FREE)
     scored = [entry for entry in entries if name in entry.metrics]
     if not scored:
-        found = {key for entry in entries for key in entry.metrics} - {"seconds"}
         known = sorted(key for key in found if "/iou/" not in key)
         raise InputError(
             f"no round of {run.name} has a metric {name!r}; there are: {', '.join(known)}"

@@ -156,7 +156,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 def serve(
     app: Starlette, listener: socket.socket, *, hint: str, say: Callable[[str], None]
 ) -> None:
-    """Answer until Ctrl-C or SIGTERM; what is under way then is finished.
+    """Answer until Ctrl-C or SIGTERM; what is under way then has `GRACE_S` to finish.
 
     Args:
         app: What `build_app` gave.

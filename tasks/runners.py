@@ -26,7 +26,14 @@ from wsss_core.config import RuntimeConfig
 from wsss_core.errors import ContaError, InputError
 from wsss_core.observe import Recorder
 from wsss_core.stages.shards import split_shards
-from wsss_core.workers import ShardMap, map_shards, num_items, one_thread, start_worker
+from wsss_core.workers import (
+    ShardMap,
+    map_shards,
+    num_items,
+    one_thread,
+    release_memory,
+    start_worker,
+)
 
 Shard = TypeVar("Shard")
 Result = TypeVar("Result")
@@ -128,8 +135,11 @@ def _compute(
     results = []
     for shard in bundle:
         see_home(mark)
-        with one_thread():
-            results.append(function(shard))
+        try:
+            with one_thread():
+                results.append(function(shard))
+        finally:
+            release_memory()
     return results
 
 

@@ -82,7 +82,8 @@ class FeatureIntervention(nn.Module):
         """f(X, z_i) of the prototypes that `which` names for each photo."""
         alpha = self.alpha(x)
         photos = torch.arange(len(x), device=x.device)
-        values = self.z @ self.value.T
+        with torch.autocast(x.device.type, enabled=False):
+            values = self.z @ self.value.T
         return self.gain * alpha[photos, which][:, :, None] * values[which][..., None, None]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:

@@ -33,6 +33,7 @@ from wsss_core.training.distributed import (
     take_slice,
 )
 from wsss_core.training.optim import build_optimizer, poly_factor, set_rates
+from wsss_core.workers import die_with_parent
 
 Batch = dict[str, Any]
 T = TypeVar("T")
@@ -202,6 +203,7 @@ def _train(
         num_workers=4 if cuda else 0,
         pin_memory=cuda,
         multiprocessing_context="forkserver" if cuda else None,
+        worker_init_fn=_tie_to_parent,  # a rank that is killed cannot end them itself
     )
     per_epoch = math.ceil(len(items) / config.batch_size)
     with _threads(machine.threads):
@@ -223,6 +225,10 @@ def _train(
             machine.recorder.scalars(task.name, epoch, record)
     model.to("cpu")
     return history
+
+
+def _tie_to_parent(_worker: int) -> None:
+    die_with_parent()
 
 
 def _train_epoch(
