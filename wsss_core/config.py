@@ -197,6 +197,18 @@ class CausalConfig(_Settings):
     prior: Literal["uniform", "frequency"] = Field(
         "uniform", description="P(c): 1/n (CONTA issue #12) or tag counts."
     )
+    slice_init: Literal["zero", "random"] = Field(
+        "zero",
+        description="Weights of the context channel at the start: zero keeps the pretrained net, "
+        "bit for bit; random as PyTorch draws a convolution that is one channel wider.",
+    )
+    attention_std: float = Field(
+        0.02,
+        gt=0,
+        le=10,
+        description="Deviation of W1 and W2 at the start (0.02: VC R-CNN). The dot products grow "
+        "with its square: at 0.02 alpha is 1/n for every photo, at 0.1 photos differ.",
+    )
     clusters: int = Field(
         0,
         ge=0,
@@ -219,6 +231,8 @@ class CausalConfig(_Settings):
             raise ValueError("context 'features' has prototypes of one depth; fusion cannot be all")
         if self.context == "features" and self.x_m == "crossfit":
             raise ValueError("context 'features' asks the photo itself; x_m 'crossfit' is not read")
+        if self.context == "features" and self.attention_std != 0.02:
+            raise ValueError("context 'features' has no W1 and W2; attention_std is not read")
         if self.exact_samples is not None and self.adjustment != "exact":
             raise ValueError("exact_samples is read by adjustment 'exact' alone")
         if self.adjustment == "exact" and self.context == "seg_mask":

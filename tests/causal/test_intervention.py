@@ -301,6 +301,9 @@ def test_intervention__initial_deviation():
     for weight in (module.w1, module.w2):
         assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.03)
         assert abs(float(weight.detach().mean())) < 0.001
+    wide = Intervention(confounder_set(n=20, size=32), scale="n", seed=0, std=0.1)
+    torch.testing.assert_close(wide.w1, 5 * module.w1)
+    torch.testing.assert_close(wide.w2, 5 * module.w2)
 
 
 def test_intervention__former_weights_do_not_bring_their_confounders():

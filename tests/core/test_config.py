@@ -147,6 +147,10 @@ MESSAGES = [
         "causal: context 'features' asks the photo itself; x_m 'crossfit' is not read",
     ),
     (
+        {"causal": {"context": "features", "attention_std": 0.1}},
+        "causal: context 'features' has no W1 and W2; attention_std is not read",
+    ),
+    (
         {"causal": {"exact_samples": 2}},
         "causal: exact_samples is read by adjustment 'exact' alone",
     ),

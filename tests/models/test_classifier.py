@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from wsss_core.models.backbones import Backbone, BackboneShape, build_backbone, freeze
-from wsss_core.models.classifier import Classifier, initialise_head, multilabel_loss
+from wsss_core.models.classifier import (
+    Classifier,
+    initialise_head,
+    initialise_slices,
+    multilabel_loss,
+)
 from wsss_core.seeding import torch_generator
 
 FUSIONS = ["block2", "block3", "block4", "block5", "head", "all"]
@@ -191,6 +196,26 @@ def test_initialise_head__every_arm_and_trunk_starts_from_the_same_one():
     assert torch.equal(*heads)
     assert heads[0].abs().max().item() <= heads[0].shape[1] ** -0.5
     assert heads[0].std().item() == pytest.approx((heads[0].shape[1] * 3) ** -0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_initialise_slices__as_a_convolution_that_is_one_channel_wider(fusion):
+    """PyTorch's own draw of the wider convolution: the same bound and deviation; nothing else."""
+    one, again, plain = build(fusion), build(fusion), build(fusion)
+    for classifier in (one, again):
+        initialise_slices(classifier, torch_generator(3, "slices"))
+    for mine, twin in zip(one.context_slices(), again.context_slices(), strict=True):
+        weight = mine.conv.weight.detach()
+        wider = nn.Conv2d(mine.channels_in + 1, weight.shape[0], weight.shape[2:], bias=False)
+        assert torch.equal(weight, twin.conv.weight)
+        assert weight.abs().max() <= wider.weight.abs().max() * 1.05
+        assert float(weight.square().mean()) == pytest.approx(
+            float(wider.weight.detach().square().mean()), rel=0.9 if weight.numel() < 50 else 0.3
+        )
+    for name, weight in plain.state_dict().items():
+        assert (".conv.weight" in name and name.startswith("slices")) or torch.equal(
+            weight, one.state_dict()[name]
+        )
 
 
 def test_multilabel_loss__two_photos_by_hand():

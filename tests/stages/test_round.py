@@ -675,10 +675,31 @@ def test_round__slice_frozen_at_zero_is_none_bit_for_bit(made, monkeypatch):
     assert masks == made.masks
 
 
+def test_round__slice_that_starts_at_random_is_seen_and_changes_nothing_else(made, monkeypatch):
+    """Head, trunk, W1 and W2 start as with a zero slice; what the context adds does not vanish."""
+    starts = []
+    build = classifier_stage.build_classifier
+
+    def build_and_keep(*args, **options):
+        model = build(*args, **options)
+        starts.append({name: t.clone() for name, t in model.state_dict().items()})
+        return model
+
+    monkeypatch.setattr(classifier_stage, "build_classifier", build_and_keep)
+    own = {"causal__attention_std": 0.05}  # no other test finds these classifiers in the store
+    zero = next_classifier(made, "conta", **own)
+    drawn = next_classifier(made, "conta", **own, causal__slice_init="random")
+    differs = [name for name, t in starts[0].items() if not torch.equal(t, starts[1][name])]
+    assert differs == ["classifier.slices.0.conv.weight"]
+    assert drawn.key != zero.key
+    assert drawn.metrics["context/rms_ratio"] > 10 * zero.metrics["context/rms_ratio"]
+
+
 def test_key__round_0_has_one_for_every_arm(made):
     arms = [{"context": context} for context in ("none", *CONTEXTS)]
     arms += [{"adjustment": "exact"}, {"adjustment": "exact", "exact_samples": 2}]
     arms += [{"context": "features"}, {"x_m": "crossfit"}, {"clusters": 8}]
+    arms += [{"slice_init": "random"}, {"attention_std": 0.1}]
     inputs = {"data": made.data, "confounders": None, "x_m": None, "start": None}
     keys = {train_classifier.key(settings(causal=arm), **inputs) for arm in arms}
     assert len(keys) == 1

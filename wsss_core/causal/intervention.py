@@ -5,8 +5,9 @@
     M          = sum_i P(c_i) f(X, c_i)                      adjustment `nwgm`: Eq. 1 in one pass
 
 W1 and W2 are n x s*s and learned with the classifier through its loss (CONTA issues #11 and #13,
-answered by its author); N(0, 0.02) as in the VC R-CNN head the authors started from. CONTA's public
-code holds none of this. Another adjustment needs f(X, c_i) itself, before the sum: `terms`.
+answered by its author); N(0, 0.02) by default, as in the VC R-CNN head the authors started from.
+CONTA's public code holds none of this. Another adjustment needs f(X, c_i) itself, before the sum:
+`terms`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from wsss_core.seeding import torch_generator
 
 Scale = Literal["n", "paper"]
 
-INIT_STD = 0.02
 _REPORT_PHOTOS = 1024  # photos whose M is held at a time by `context_report`
 
 
@@ -81,12 +81,14 @@ class Intervention(UniformIntervention):
         w2: W2, n x s*s, acts on c_i.
     """
 
-    def __init__(self, confounders: ConfounderSet, *, scale: Scale, seed: int) -> None:
+    def __init__(
+        self, confounders: ConfounderSet, *, scale: Scale, seed: int, std: float = 0.02
+    ) -> None:
         """Draw W1 and W2 from a generator of their own: no other layer's start depends on them."""
         super().__init__(confounders, scale=scale)
         generator = torch_generator(seed, "intervention")
-        self.w1 = nn.Parameter(torch.randn(self.c.shape, generator=generator) * INIT_STD)
-        self.w2 = nn.Parameter(torch.randn(self.c.shape, generator=generator) * INIT_STD)
+        self.w1 = nn.Parameter(torch.randn(self.c.shape, generator=generator) * std)
+        self.w2 = nn.Parameter(torch.randn(self.c.shape, generator=generator) * std)
 
     def alpha(self, x_m: Float[Tensor, "b s s"]) -> Float[Tensor, "b n"]:
         """Weight of each confounder for each photo; rows sum to 1, differentiable to W1 and W2.
@@ -122,7 +124,8 @@ def build_context(
     `derangement`. `features` is no map and is built elsewhere.
 
     Args:
-        settings: `context` chooses the module; `scale` its amplitude.
+        settings: `context` chooses the module; `scale` its amplitude; `attention_std` the start of
+            W1 and W2.
         confounders: The set of the last round; None in round 0, which is the plain baseline.
         seed: Seed of the stage; W1, W2 and permutations draw from generators derived from it.
         x_m_rms: `root_mean_square` of X_m over the training photos, whichever photos are looked at
@@ -138,16 +141,17 @@ def build_context(
             f"the confounders have {confounders.size} cells a side, causal.context_size is "
             f"{settings.context_size}; rebuild them or change the setting"
         )
-    scale = settings.scale
+    scale, std = settings.scale, settings.attention_std
     match settings.context:
         case "seg_mask":
             return SegMaskContext(divisor=x_m_rms if scale == "n" else 1.0)
         case "uniform_alpha":
             return UniformIntervention(confounders, scale=scale)
         case "shuffled_cells":
-            return Intervention(shuffle_cells(confounders, seed=seed), scale=scale, seed=seed)
+            shuffled = shuffle_cells(confounders, seed=seed)
+            return Intervention(shuffled, scale=scale, seed=seed, std=std)
         case "conta" | "shuffled_photo":
-            return Intervention(confounders, scale=scale, seed=seed)
+            return Intervention(confounders, scale=scale, seed=seed, std=std)
 
 
 def shuffle_cells(confounders: ConfounderSet, *, seed: int) -> ConfounderSet:

@@ -2,8 +2,8 @@
 
 IRNet's form: trunk, global average pooling, bias-free 1x1 class layer, so that the class layer
 applied before pooling is the class activation map (irn net/resnet50_cam.py). A context map M joins
-by fusion: conv(X; W) + conv_m(M; w_m) with w_m zero at the start, which is the concatenation [X ;
-M] of the paper with pretrained weights kept bit for bit.
+by fusion: conv(X; W) + conv_m(M; w_m), which is the concatenation [X ; M] of the paper. With w_m
+zero at the start, the default, the pretrained network is kept bit for bit.
 """
 
 from __future__ import annotations
@@ -186,6 +186,20 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 def _rms(values: Tensor) -> float:
     return float(values.detach().float().square().mean().sqrt())
+
+
+def initialise_slices(classifier: Classifier, generator: torch.Generator) -> None:
+    """Draw w_m as PyTorch draws a convolution that takes photo and context as one input.
+
+    Uniform within 1 / sqrt(fan in), the fan in of the photo's channels and the context's together
+    (`torch.nn.Conv2d.reset_parameters`). From zero, W1 and W2 learn nothing until w_m has moved.
+    """
+    for part in classifier.context_slices():
+        weight = part.conv.weight
+        channels, (height, width) = part.channels_in + weight.shape[1], weight.shape[2:]
+        bound = (channels * height * width) ** -0.5
+        with torch.no_grad():
+            weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))
 
 
 def initialise_head(classifier: Classifier, generator: torch.Generator) -> None:

@@ -33,7 +33,13 @@ from wsss_core.config import CausalConfig, ClassifierConfig, Config
 from wsss_core.data.images import read_photo
 from wsss_core.data.transforms import crop_photo, draw_crop, normalise, resize_photo, scaled_size
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
-from wsss_core.models.classifier import Classifier, ContextAt, initialise_head, multilabel_loss
+from wsss_core.models.classifier import (
+    Classifier,
+    ContextAt,
+    initialise_head,
+    initialise_slices,
+    multilabel_loss,
+)
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
@@ -221,6 +227,8 @@ def build_classifier(
         context_channels=CHANNELS if isinstance(intervention, FeatureIntervention) else 1,
     )
     initialise_head(classifier, torch_generator(seed, "head"))
+    if causal.slice_init == "random":
+        initialise_slices(classifier, torch_generator(seed, "slices"))
     exact = causal.adjustment == "exact" and intervention is not None
     return ContextClassifier(classifier, intervention, exact=exact)
 
