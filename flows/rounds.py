@@ -51,6 +51,8 @@ class Made:
         x_m: The X_m that the next classifier sees; None without a context.
         val_predictions: The same for the photos that the classifier is scored on.
         confounders: None without a context.
+        pasted: The pseudo-masks that the next classifier's objects are cut out by; None but under
+            context `pasted`.
     """
 
     classifier: Manifest | None = None
@@ -59,6 +61,7 @@ class Made:
     x_m: Manifest | None = None
     val_predictions: Manifest | None = None
     confounders: Manifest | None = None
+    pasted: Manifest | None = None
 
 
 def score_what_is_there(config: Config, splits: Iterable[str]) -> Config:
@@ -112,7 +115,9 @@ def run_round(
     if made.classifier is not None and former.confounders is not None:
         step(stages.draw_context, classifier=made.classifier, x_m=former.x_m)
     score_segmenter(config, truth, step, made)
-    if config.causal.context != "none" and config.supervision == "tags":
+    if config.causal.context == "pasted":
+        made.pasted = masks
+    elif config.causal.context != "none" and config.supervision == "tags":
         find_confounders(config, step, former, made, masks)
     return made, tags.metrics.get("stability")
 
@@ -128,7 +133,11 @@ def make_masks(
         if config.seeds.method != "folder":
             start = starts[config.classifier.init]
             classifier = step(
-                stages.train_classifier, confounders=confounders, x_m=x_m, start=start
+                stages.train_classifier,
+                confounders=confounders,
+                x_m=x_m,
+                pasted=former.pasted,
+                start=start,
             )
             val_x_m = former.val_predictions
             for split in config.data.val[:1]:

@@ -68,10 +68,17 @@ def train_classifier(
     data: Manifest,
     confounders: Manifest | None,
     x_m: Manifest | None,
+    pasted: Manifest | None,
     start: Manifest | None,
 ) -> Manifest:
-    """The multi-label classifier of this round; without `confounders` that of round 0."""
-    return _train_classifier(config, work, data=data, confounders=confounders, x_m=x_m, start=start)
+    """The multi-label classifier of this round.
+
+    Without `confounders` and `pasted` (the pseudo-masks that objects are cut out by) that of round
+    0.
+    """
+    return _train_classifier(
+        config, work, data=data, confounders=confounders, x_m=x_m, pasted=pasted, start=start
+    )
 
 
 @stage_task(_make_cams)

@@ -170,11 +170,19 @@ class CausalConfig(_Settings):
     """The intervention: how the next round's context map M is made (CONTA Eq. 1-4; DESIGN 5)."""
 
     context: Literal[
-        "none", "seg_mask", "shuffled_photo", "shuffled_cells", "uniform_alpha", "conta", "features"
+        "none",
+        "seg_mask",
+        "shuffled_photo",
+        "shuffled_cells",
+        "uniform_alpha",
+        "conta",
+        "features",
+        "pasted",
     ] = Field(
         "conta",
         description="What the classifier sees beside the photo. The confounders of `conta` are "
-        "where classes lie, those of `features` what they look like; the others are controls.",
+        "where classes lie, those of `features` what they look like; `pasted` puts objects before "
+        "the context of other photos instead and reads nothing below; the others are controls.",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
@@ -235,8 +243,10 @@ class CausalConfig(_Settings):
             raise ValueError("context 'features' has no W1 and W2; attention_std is not read")
         if self.exact_samples is not None and self.adjustment != "exact":
             raise ValueError("exact_samples is read by adjustment 'exact' alone")
-        if self.adjustment == "exact" and self.context == "seg_mask":
-            raise ValueError("context 'seg_mask' has no confounders that 'exact' could sum over")
+        if self.adjustment == "exact" and self.context in ("seg_mask", "pasted"):
+            raise ValueError(
+                f"context {self.context!r} has no confounders that 'exact' could sum over"
+            )
         return self
 
 

@@ -121,7 +121,7 @@ def build_context(
     """What turns X_m into the context channel under `settings`; None where there is no channel.
 
     `shuffled_photo` builds what `conta` does: the loader hands each photo another's X_m, by
-    `derangement`. `features` is no map and is built elsewhere.
+    `derangement`. `features` is no map and is built elsewhere; `pasted` changes the photo itself.
 
     Args:
         settings: `context` chooses the module; `scale` its amplitude; `attention_std` the start of
@@ -134,7 +134,7 @@ def build_context(
     Raises:
         InputError: If the confounders have another size than `settings.context_size`.
     """
-    if settings.context == "none" or settings.context == "features" or confounders is None:
+    if confounders is None:
         return None
     if confounders.size != settings.context_size:
         raise InputError(
@@ -143,6 +143,8 @@ def build_context(
         )
     scale, std = settings.scale, settings.attention_std
     match settings.context:
+        case "none" | "features" | "pasted":
+            return None
         case "seg_mask":
             return SegMaskContext(divisor=x_m_rms if scale == "n" else 1.0)
         case "uniform_alpha":
