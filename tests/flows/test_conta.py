@@ -209,6 +209,20 @@ def test_conta_flow__crossfit_shows_the_classifier_another_x_m(toys, conta):
     assert plain.rounds[1].manifests["classifier"] != run.rounds[1].manifests["classifier"]
 
 
+def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
+    run = conta(rounds=1, causal={"context": "pasted"})
+    calls = toys.take_calls()
+    assert calls.count("classifier") == 2
+    assert not {"confounders", "prototypes", "draw_context"} & set(calls)
+    second = conta(rounds=1, causal={"context": "pasted"}, expansion={"crf": {"iterations": 3}})
+    classifiers = [one.rounds[1].manifests["classifier"] for one in (run, second)]
+    assert classifiers[0] != classifiers[1]
+    assert run.rounds[0].manifests["classifier"] == second.rounds[0].manifests["classifier"]
+    toys.take_calls()
+    conta(rounds=1, causal={"context": "none"})
+    assert "classifier" not in toys.take_calls()
+
+
 def test_conta_flow__features_have_prototypes_and_are_planned(home, toys, conta, monkeypatch):
     tree = {"rounds": 1, "causal": {"context": "features"}}
     conta(**tree)

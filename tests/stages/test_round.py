@@ -739,6 +739,42 @@ def test_classifier__view_is_crop_tags_and_context_of_one_photo(made):
     assert view["tags"].tolist() == [1, 1, 0]
 
 
+def test_classifier__pasted_shows_half_of_the_objects_before_another_context(made, tmp_path):
+    """Every view is the photo's own, or one of a picture that `paste` makes of two of the list."""
+    work = made.work
+    pasted = train_classifier(settings(), work, data=made.data, pasted=made.masks)
+    assert pasted.key != made.classifier.key
+    names = set(load_file(made.file(pasted, "classifier.safetensors")))
+    assert names == set(load_file(made.file(made.classifier, "classifier.safetensors")))
+    inputs = {"data": made.data, "classifier": pasted, "x_m": None}
+    assert make_cams(settings(), work, **inputs).count == 8
+
+    config, own, other = settings().classifier, 0, 0
+    for photo in made.photos:
+        mask = np.zeros(read_photo(photo.path).shape[:2], np.uint8)
+        mask[2:12, 3:13] = photo.tags[0] + 1
+        write_mask(tmp_path / f"{photo.id}.png", mask)
+    for epoch in range(10):
+        for item in enumerate(made.photos):
+            plain, view, again = (
+                classifier_stage._view(
+                    item,
+                    epoch,
+                    settings=config,
+                    seed=9,
+                    num_classes=3,
+                    contexts=None,
+                    paste_from=source,
+                )
+                for source in (None, (made.photos, tmp_path), (made.photos, tmp_path))
+            )
+            assert torch.equal(view["photo"], again["photo"])
+            same = torch.equal(view["photo"], plain["photo"])
+            assert not same or torch.equal(view["tags"], plain["tags"])
+            own, other = own + same, other + (not same)
+    assert own > 20 and other > 20
+
+
 def test_segmenter__view_is_photo_and_mask_of_one_crop(made):
     config, photo = settings().segmenter, made.photos[2]
     masks = made.work.folder(made.masks)
