@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from wsss_core.errors import ContaError
 
 FREE_GB = 2.0
 """What a laptop's run on some hundred photos may need; `conta run` estimates its own need anew."""
+
+_MIGRATIONS = {
+    "prefect": ("server/database/_migrations", "versions/sqlite"),
+    "mlflow": ("store/db_migrations", "versions"),
+}
+"""Where each product keeps its schema's history, and in that the revisions for SQLite."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ def examine(home: Path) -> Iterator[Finding]:
         "disk": _look_at_disk,
         "home": _look_at_home,
         "store": _look_at_store,
+        "schemas": _look_at_schemas,
         "servers": _look_at_servers,
         "lite0": _look_at_lite0,
         "dense CRF": _look_at_crf,
@@ -104,6 +114,55 @@ def _look_at_store(home: Path) -> str:
             "the next run makes them again"
         )
     return f"{sum(1 for _ in store.root.glob('*/[!.]*/'))} artifacts"
+
+
+def _look_at_schemas(home: Path) -> str:
+    """Both databases against the revisions that the installed products know; nothing is migrated.
+
+    Prefect's server brings an older database up to date by itself, MLflow refuses it.
+    """
+    from alembic.script import ScriptDirectory
+
+    seen = []
+    for product, (history, revisions) in _MIGRATIONS.items():
+        database = home / f"{product}.db"
+        revision = _read_revision(database)
+        if revision is None:
+            continue
+        spec = find_spec(product)  # Prefect reads its environment as it is imported
+        folder = Path(str(spec and spec.origin)).parent / history
+        script = ScriptDirectory(str(folder), version_locations=[str(folder / revisions)])
+        if revision not in {known.revision for known in script.walk_revisions()}:
+            raise ContaError(
+                f"{database} was written by another version of {product}, its schema "
+                f"{revision} is unknown here; install what requirements/lock.txt of that time says"
+            )
+        if product == "mlflow" and revision != script.get_current_head():
+            raise ContaError(
+                f"{database} is of an older mlflow; back it up, then "
+                f"`mlflow db upgrade sqlite:///{database}`"
+            )
+        seen.append(f"{product} {revision}")
+    return ", ".join(seen) or "no databases yet"
+
+
+def _read_revision(database: Path) -> str | None:
+    """The schema's revision; None if there is no database, or none that was ever set up."""
+    if not database.is_file():
+        return None
+    with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as opened:
+        try:
+            row = opened.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return None
+            raise ContaError(f"{database} cannot be read: {error}; who holds it?") from None
+        except sqlite3.DatabaseError:
+            raise ContaError(
+                f"{database} is no database; restore it from a backup, or move it away: "
+                "runs make a new one, and what they computed stays"
+            ) from None
+    return None if row is None else str(row[0])
 
 
 def _look_at_servers(home: Path) -> str:

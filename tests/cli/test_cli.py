@@ -1,8 +1,10 @@
 """What a user sees: one line, the right exit code, no traceback."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +246,42 @@ def test_env__prints_exports_alone(conta, monkeypatch, tmp_path):
     assert f"export PREFECT_API_URL='at {tmp_path / 'home'}'" in lines
     assert all(line.startswith("export ") for line in lines)
     assert not (tmp_path / "home").exists()
+
+
+def make_revision(database, revision):
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        opened.execute("INSERT INTO alembic_version VALUES (?)", [revision])
+        opened.commit()
+
+
+@pytest.mark.parametrize(
+    ("file", "revision", "said"),
+    [
+        ("prefect.db", "0123456789ab", "was written by another version of prefect"),
+        ("mlflow.db", "0123456789ab", "was written by another version of mlflow"),
+        ("mlflow.db", "451aebb31d03", "`mlflow db upgrade sqlite:///{file}`"),  # its first one
+        ("mlflow.db", None, "mlflow.db is no database"),
+    ],
+)
+def test_doctor__schema_that_the_product_cannot_use(tmp_path, file, revision, said):
+    database = tmp_path / file
+    if revision is None:
+        database.write_bytes(b"half a file" * 100)
+    else:
+        make_revision(database, revision)
+    before = database.read_bytes()
+    (finding,) = (row for row in flows.doctor.examine(tmp_path) if row.name == "schemas")
+    assert not finding.ok
+    assert said.format(file=database) in finding.text
+    assert database.read_bytes() == before
+
+
+def test_doctor__schema_of_today_and_one_that_prefect_brings_up_to_date(tmp_path):
+    make_revision(tmp_path / "prefect.db", "9725c1cbee35")  # its first one
+    (tmp_path / "mlflow.db").touch()
+    (finding,) = (row for row in flows.doctor.examine(tmp_path) if row.name == "schemas")
+    assert (finding.ok, finding.text) == (True, "prefect 9725c1cbee35")
 
 
 def test_doctor__sound_and_broken(conta, monkeypatch, tmp_path):
