@@ -107,7 +107,8 @@ def run_round(
         made.classifier, cams, masks = make_masks(config, truth, step, former)
         if made.classifier is not None:
             step(stages.audit_blur, classifier=made.classifier, x_m=former.x_m, masks=masks)
-    made.segmenter = step(stages.train_segmenter, masks=masks)
+    context = None if former.pasted is None else "pasted"
+    made.segmenter = step(stages.train_segmenter, masks=masks, context=context)
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)
     seen = made.predictions

@@ -162,10 +162,10 @@ def truth_masks(config: Config, work: Workspace, *, data: Manifest, truth: Manif
 
 @stage_task(_train_segmenter)
 def train_segmenter(
-    config: Config, work: Workspace, *, data: Manifest, masks: Manifest
+    config: Config, work: Workspace, *, data: Manifest, masks: Manifest, context: str | None
 ) -> Manifest:
-    """The segmenter of this round."""
-    return _train_segmenter(config, work, data=data, masks=masks)
+    """The segmenter of this round; `context` pasted shows it objects before other contexts too."""
+    return _train_segmenter(config, work, data=data, masks=masks, context=context)
 
 
 @stage_task(_segment_photos)

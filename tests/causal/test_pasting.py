@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_core.causal.pasting import paste
+from wsss_core.causal.pasting import Picture, paste
 
 small = settings(max_examples=40, deadline=None, derandomize=True)
 RED, BLUE = (200, 10, 10), (10, 10, 200)
@@ -29,15 +29,12 @@ def paste_red_on_blue(
     onto_size = onto_size or size
     if onto_mask is None:
         onto_mask = np.zeros(onto_size, np.uint8)
-    return paste(
-        plain(*size, RED),
-        mask,
-        tags,
-        onto=plain(*onto_size, BLUE),
-        onto_mask=onto_mask,
-        onto_tags=onto_tags,
+    made = paste(
+        Picture(plain(*size, RED), mask, tags),
+        Picture(plain(*onto_size, BLUE), onto_mask, onto_tags),
         random=np.random.default_rng(seed),
     )
+    return None if made is None else (made.photo, made.mask, made.tags)
 
 
 def test_paste__the_object_alone_at_its_size_somewhere_inside():
@@ -45,11 +42,12 @@ def test_paste__the_object_alone_at_its_size_somewhere_inside():
     mask[4, 6] = 0  # a corner that is no object stays with the context
     places = set()
     for seed in range(20):
-        picture, tags = paste_red_on_blue(mask, (0,), seed=seed)
+        picture, labels, tags = paste_red_on_blue(mask, (0,), seed=seed)
         assert tags == (0, 2)
         red = (picture == RED).all(axis=2)
         assert ((picture == BLUE).all(axis=2) | red).all()
         assert red.sum() == 10 * 20 - 1
+        assert np.array_equal(labels, red)  # label 1, and background as the context had none
         rows, columns = np.nonzero(red)
         assert (np.ptp(rows), np.ptp(columns)) == (9, 19)
         assert not red[rows.min(), columns.min()]
@@ -59,12 +57,12 @@ def test_paste__the_object_alone_at_its_size_somewhere_inside():
 
 def test_paste__keeps_the_size_relative_to_the_long_side_and_shrinks_what_does_not_fit():
     mask = mask_of(40, 20, label_1=(0, 20, 0, 10))
-    picture, _ = paste_red_on_blue(mask, (0,), size=(40, 20), onto_size=(80, 100))
+    picture, _, _ = paste_red_on_blue(mask, (0,), size=(40, 20), onto_size=(80, 100))
     red = (picture == RED).all(axis=2)
     assert red.any(axis=1).sum() == pytest.approx(20 * 2.5, abs=2)
     assert red.any(axis=0).sum() == pytest.approx(10 * 2.5, abs=2)
     tall = mask_of(40, 20, label_1=(0, 40, 0, 10))
-    picture, _ = paste_red_on_blue(tall, (0,), size=(40, 20), onto_size=(30, 100))
+    picture, _, _ = paste_red_on_blue(tall, (0,), size=(40, 20), onto_size=(30, 100))
     assert (picture == RED).all(axis=2).any(axis=1).sum() >= 28  # 100 px would be asked for
     assert picture.shape == (30, 100, 3)
 
@@ -73,9 +71,10 @@ def test_paste__one_object_of_the_tagged_ones_alone():
     mask = mask_of(40, 40, label_1=(0, 10, 0, 10), label_2=(20, 32, 0, 12), label_3=(0, 9, 20, 29))
     areas = set()
     for seed in range(30):
-        picture, tags = paste_red_on_blue(mask, (0, 1), onto_tags=(), seed=seed)
+        picture, labels, tags = paste_red_on_blue(mask, (0, 1), onto_tags=(), seed=seed)
         area = int((picture == RED).all(axis=2).sum())
         assert tags == ((0,) if area == 100 else (1,))
+        assert set(np.unique(labels)) == {0, tags[0] + 1}
         areas.add(area)
     assert areas == {100, 144}  # never label 3, which is no tag
 
@@ -92,10 +91,12 @@ def test_paste__a_hidden_object_loses_its_tag_and_an_unseen_one_keeps_it():
     kept, lost = 0, 0
     onto_mask = mask_of(10, 20, label_2=(0, 10, 0, 6))
     for seed in range(40):
-        picture, tags = paste_red_on_blue(
+        picture, labels, tags = paste_red_on_blue(
             mask, (0,), onto_mask=onto_mask, onto_tags=(1, 2), size=(10, 20), seed=seed
         )
         hidden = (picture[:, :6] == RED).all(axis=2).mean()
+        assert np.array_equal(labels == 1, (picture == RED).all(axis=2))
+        assert np.array_equal(labels == 2, (onto_mask == 2) & (labels != 1))
         assert tags == ((0, 2) if hidden > 2 / 3 else (0, 1, 2))  # class 2 has no mask at all
         kept, lost = kept + (1 in tags), lost + (1 not in tags)
     assert kept > 5
@@ -115,8 +116,8 @@ def test_paste__any_masks_give_a_picture_of_the_contexts_size_or_none(seed, size
     arguments = {"size": size, "onto_mask": onto_mask, "onto_size": onto_size, "seed": seed}
     result = paste_red_on_blue(mask, (0, 2), onto_tags=(1,), **arguments)
     if result is not None:
-        picture, tags = result
-        assert picture.shape == (*onto_size, 3)
+        picture, labels, tags = result
+        assert (picture.shape, labels.shape) == ((*onto_size, 3), onto_size)
         assert set(tags) in ({0}, {2}, {0, 1}, {1, 2})
-        again, _ = paste_red_on_blue(mask, (0, 2), onto_tags=(1,), **arguments)
+        again, _, _ = paste_red_on_blue(mask, (0, 2), onto_tags=(1,), **arguments)
         assert np.array_equal(picture, again)

@@ -215,8 +215,10 @@ def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
     assert calls.count("classifier") == 2
     assert not {"confounders", "prototypes", "draw_context"} & set(calls)
     second = conta(rounds=1, causal={"context": "pasted"}, expansion={"crf": {"iterations": 3}})
-    classifiers = [one.rounds[1].manifests["classifier"] for one in (run, second)]
-    assert classifiers[0] != classifiers[1]
+    for stage in ("classifier", "segmenter"):
+        made = [one.rounds[1].manifests[stage] for one in (run, second)]
+        assert made[0] != made[1]
+    assert run.rounds[1].manifests["segmenter"] != run.rounds[0].manifests["segmenter"]
     assert run.rounds[0].manifests["classifier"] == second.rounds[0].manifests["classifier"]
     toys.take_calls()
     conta(rounds=1, causal={"context": "none"})

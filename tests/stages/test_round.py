@@ -776,6 +776,32 @@ def test_classifier__pasted_shows_half_of_the_objects_before_another_context(mad
     assert other > 20
 
 
+def test_segmenter__pasted_shows_objects_with_their_labels(made, tmp_path):
+    """The same pictures as the classifier's; where a view is not the photo's own, labels follow."""
+    work, config = made.work, settings().segmenter
+    pasted = train_segmenter(settings(), work, data=made.data, masks=made.masks, context="pasted")
+    assert pasted.key != made.segmenter.key
+    for photo in made.photos:
+        mask = np.zeros(read_photo(photo.path).shape[:2], np.uint8)
+        mask[2:12, 3:13] = photo.tags[0] + 1
+        write_mask(tmp_path / f"{photo.id}.png", mask)
+    changed = 0
+    for epoch in range(10):
+        for photo in made.photos:
+            plain, view = (
+                segmenter_stage._view(
+                    photo, epoch, masks=tmp_path, settings=config, seed=9, contexts=contexts
+                )
+                for contexts in (None, made.photos)
+            )
+            if torch.equal(plain["photo"], view["photo"]):
+                assert torch.equal(plain["labels"], view["labels"])
+            else:
+                changed += 1
+                assert photo.tags[0] + 1 in view["labels"] or 255 in view["labels"]
+    assert changed > 20
+
+
 def test_segmenter__view_is_photo_and_mask_of_one_crop(made):
     config, photo = settings().segmenter, made.photos[2]
     masks = made.work.folder(made.masks)

@@ -21,7 +21,7 @@ from wsss_core.models.boundary import STRIDE_PX, BoundaryNet, initialise_branche
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
-from wsss_core.stages.training import crop_with_labels, machine_of
+from wsss_core.stages.training import crop_with_labels, machine_of, read_picture
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Trainable, train
@@ -111,8 +111,9 @@ def _write(out: Path, job: Job, *, data: Manifest, labels: Manifest) -> Measured
 def _view(
     photo: TaggedPhoto, epoch: int, *, labels: Path, settings: BoundaryConfig, seed: int
 ) -> Batch:
+    picture = read_picture(photo, labels)
     pixels, full = crop_with_labels(
-        photo, epoch, masks=labels, training=settings.training, seed=seed
+        picture, epoch, training=settings.training, seed=seed, photo_id=photo.id
     )
     return {"photo": pixels, "labels": shrink_labels(full)}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
@@ -29,9 +29,8 @@ from wsss_core.causal.intervention import (
     place_context,
     root_mean_square,
 )
-from wsss_core.causal.pasting import PASTED_SHARE, paste
 from wsss_core.config import CausalConfig, ClassifierConfig, Config
-from wsss_core.data.images import read_mask, read_photo
+from wsss_core.data.images import read_photo
 from wsss_core.data.transforms import crop_photo, draw_crop, normalise, resize_photo, scaled_size
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.classifier import (
@@ -42,9 +41,9 @@ from wsss_core.models.classifier import (
     multilabel_loss,
 )
 from wsss_core.records import Manifest, TaggedPhoto
-from wsss_core.seeding import derive_seed, numpy_generator, torch_generator
+from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
-from wsss_core.stages.training import machine_of
+from wsss_core.stages.training import draw_picture, machine_of
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Trainable, train
@@ -441,9 +440,12 @@ def _view(
     paste_from: tuple[Sequence[TaggedPhoto], Path] | None = None,
 ) -> Batch:
     index, photo = item
-    pixels, classes = read_photo(photo.path), photo.tags
-    if paste_from is not None:
-        pixels, classes = _paste(pixels, photo, epoch, *paste_from, seed=seed)
+    if paste_from is None:
+        pixels, classes = read_photo(photo.path), photo.tags
+    else:
+        others, masks = paste_from
+        picture = draw_picture(photo, epoch, contexts=others, masks=masks, seed=seed)
+        pixels, classes = picture.photo, picture.tags
     crop = draw_crop(
         pixels.shape[:2],
         long_side_px=settings.training.long_side_px,
@@ -460,32 +462,6 @@ def _view(
     if draw is not None:
         batch["draw"] = draw(epoch=epoch, photo_id=photo.id)
     return batch
-
-
-def _paste(
-    pixels: UInt8[np.ndarray, "h w 3"],
-    photo: TaggedPhoto,
-    epoch: int,
-    photos: Sequence[TaggedPhoto],
-    masks: Path,
-    *,
-    seed: int,
-) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[int, ...]]:
-    """A photo and its tags, or one of its objects before the context of a photo of the list."""
-    random = numpy_generator(seed, "paste", epoch, photo.id)
-    if random.random() >= PASTED_SHARE:
-        return pixels, photo.tags
-    other = photos[int(random.integers(len(photos)))]
-    pasted = paste(
-        pixels,
-        read_mask(masks / f"{photo.id}.png"),
-        photo.tags,
-        onto=read_photo(other.path),
-        onto_mask=read_mask(masks / f"{other.id}.png"),
-        onto_tags=other.tags,
-        random=random,
-    )
-    return (pixels, photo.tags) if pasted is None else pasted
 
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:

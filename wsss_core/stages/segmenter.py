@@ -25,7 +25,12 @@ from wsss_core.models.segmenter import (
 from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
-from wsss_core.stages.training import crop_with_labels, machine_of
+from wsss_core.stages.training import (
+    crop_with_labels,
+    draw_picture,
+    machine_of,
+    read_picture,
+)
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Trainable, train
@@ -64,8 +69,11 @@ def half_of(photos: Sequence[TaggedPhoto], split: str) -> Sequence[TaggedPhoto]:
     return photos[HALVES.index(split) :: 2]
 
 
-def _write(out: Path, job: Job, *, data: Manifest, masks: Manifest) -> Measured:
-    return _train_on(out, job, job.work.dataset(data).splits["train"], data=data, masks=masks)
+def _write(
+    out: Path, job: Job, *, data: Manifest, masks: Manifest, context: str | None = None
+) -> Measured:
+    photos = job.work.dataset(data).splits["train"]
+    return _train_on(out, job, photos, data=data, masks=masks, pasted=context == "pasted")
 
 
 def _write_half(out: Path, job: Job, *, data: Manifest, masks: Manifest, split: str) -> Measured:
@@ -77,7 +85,13 @@ def _write_half(out: Path, job: Job, *, data: Manifest, masks: Manifest, split: 
 
 
 def _train_on(
-    out: Path, job: Job, photos: Sequence[TaggedPhoto], *, data: Manifest, masks: Manifest
+    out: Path,
+    job: Job,
+    photos: Sequence[TaggedPhoto],
+    *,
+    data: Manifest,
+    masks: Manifest,
+    pasted: bool = False,
 ) -> Measured:
     settings: SegmenterConfig = job.settings
     dataset = job.work.dataset(data)
@@ -95,7 +109,11 @@ def _train_on(
         ),
         items=photos,
         view=functools.partial(
-            _view, masks=job.work.folder(masks), settings=settings, seed=job.seed
+            _view,
+            masks=job.work.folder(masks),
+            settings=settings,
+            seed=job.seed,
+            contexts=photos if pasted else None,
         ),
         config=settings.training,
         seed=job.seed,
@@ -111,10 +129,20 @@ def _train_on(
 
 
 def _view(
-    photo: TaggedPhoto, epoch: int, *, masks: Path, settings: SegmenterConfig, seed: int
+    photo: TaggedPhoto,
+    epoch: int,
+    *,
+    masks: Path,
+    settings: SegmenterConfig,
+    seed: int,
+    contexts: Sequence[TaggedPhoto] | None = None,
 ) -> Batch:
+    if contexts is None:
+        picture = read_picture(photo, masks)
+    else:
+        picture = draw_picture(photo, epoch, contexts=contexts, masks=masks, seed=seed)
     pixels, labels = crop_with_labels(
-        photo, epoch, masks=masks, training=settings.training, seed=seed
+        picture, epoch, training=settings.training, seed=seed, photo_id=photo.id
     )
     return {"photo": pixels, "labels": labels}
 

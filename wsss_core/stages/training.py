@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import Float32, Integer
 from torch import Tensor
 
+from wsss_core.causal.pasting import PASTED_SHARE, Picture, paste
 from wsss_core.config import TrainingConfig
 from wsss_core.data.images import read_mask, read_photo
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.records import TaggedPhoto
+from wsss_core.seeding import numpy_generator
 from wsss_core.stages.stage import Job
 from wsss_core.training.loop import Machine
 
@@ -27,17 +30,36 @@ def machine_of(job: Job) -> Machine:
     )
 
 
+def read_picture(photo: TaggedPhoto, masks: Path) -> Picture:
+    """A photo with its `<photo id>.png`."""
+    return Picture(read_photo(photo.path), read_mask(masks / f"{photo.id}.png"), photo.tags)
+
+
+def draw_picture(
+    photo: TaggedPhoto, epoch: int, *, contexts: Sequence[TaggedPhoto], masks: Path, seed: int
+) -> Picture:
+    """A photo as it is, or one of its objects before a context of the list; see `pasting`.
+
+    A function of seed, epoch and photo.
+    """
+    random = numpy_generator(seed, "paste", epoch, photo.id)
+    picture = read_picture(photo, masks)
+    if random.random() >= PASTED_SHARE:
+        return picture
+    context = contexts[int(random.integers(len(contexts)))]
+    return paste(picture, read_picture(context, masks), random=random) or picture
+
+
 def crop_with_labels(
-    photo: TaggedPhoto, epoch: int, *, masks: Path, training: TrainingConfig, seed: int
+    picture: Picture, epoch: int, *, training: TrainingConfig, seed: int, photo_id: str
 ) -> tuple[Float32[Tensor, "3 c c"], Integer[Tensor, "c c"]]:
-    """A random crop of a photo and of `<photo id>.png`; a function of seed, epoch and photo."""
-    pixels = read_photo(photo.path)
+    """A random crop of a photo and of its mask; a function of seed, epoch and photo id."""
     crop = draw_crop(
-        pixels.shape[:2],
+        picture.mask.shape,
         long_side_px=training.long_side_px,
         crop_px=training.crop_px,
         seed=seed,
         epoch=epoch,
-        photo_id=photo.id,
+        photo_id=photo_id,
     )
-    return crop_photo(pixels, crop), crop_labels(read_mask(masks / f"{photo.id}.png"), crop)
+    return crop_photo(picture.photo, crop), crop_labels(picture.mask, crop)
