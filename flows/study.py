@@ -42,6 +42,7 @@ class Check(BaseModel):
         of: Arm and metric: the mean over seeds, in the last round.
         less: What is taken off, likewise.
         over: What it is divided by, likewise.
+        over_less: What is taken off that, likewise.
         low: Least value that holds; scores are shares of 1.
         high: Largest value that holds.
     """
@@ -52,8 +53,13 @@ class Check(BaseModel):
     of: tuple[str, str]
     less: tuple[str, str] | None = None
     over: tuple[str, str] | None = None
+    over_less: tuple[str, str] | None = None
     low: float | None = None
     high: float | None = None
+
+    def places(self) -> tuple[tuple[str, str] | None, ...]:
+        """`of`, `less`, `over` and `over_less`."""
+        return self.of, self.less, self.over, self.over_less
 
 
 class Study(BaseModel):
@@ -96,7 +102,7 @@ class Study(BaseModel):
         if self.until is not None and self.until not in MAIN_STAGES:
             raise ValueError(f"until: no stage {self.until!r}; there are {list(MAIN_STAGES)}")
         for check in self.checks:
-            for arm, _ in filter(None, (check.of, check.less, check.over)):
+            for arm, _ in filter(None, check.places()):
                 if arm not in self.arms:
                     raise ValueError(f"checks: {arm!r} is no arm; there are {list(self.arms)}")
         return self
@@ -310,14 +316,18 @@ def _check_table(study: Study, cells: Cells) -> str:
     for check in study.checks:
         means = [
             None if place is None else _average(_scores(study, cells, *place).values())
-            for place in (check.of, check.less, check.over)
+            for place in check.places()
         ]
         rows.append([check.what, *_judge(check, *means)])
     return _markdown(["check", "found", "asked", "holds"], rows)
 
 
 def _judge(
-    check: Check, value: float | None, less: float | None, over: float | None
+    check: Check,
+    value: float | None,
+    less: float | None,
+    over: float | None,
+    over_less: float | None,
 ) -> tuple[str, str, str]:
     """What was found, what was asked, and whether it holds; `-` where a cell has no such score."""
 
@@ -327,9 +337,11 @@ def _judge(
         return f"{bound:.2f}" if check.over else _number(bound, check.of[1])
 
     asked = f"{text(check.low)} .. {text(check.high)}".strip()
-    if value is None or (check.less and less is None) or (check.over and not over):
+    divisor = 1.0 if check.over is None else (over or 0.0) - (over_less or 0.0)
+    missing = (check.less and less is None) or (check.over_less and over_less is None)
+    if value is None or missing or not divisor or (check.over and over is None):
         return "-", asked, "-"
-    found = (value - (less or 0.0)) / (over or 1.0)
+    found = (value - (less or 0.0)) / divisor
     low = -math.inf if check.low is None else check.low
     high = math.inf if check.high is None else check.high
     return text(found), asked, "yes" if low <= found <= high else "no"

@@ -173,6 +173,15 @@ def test_build_tables__checks_hand_counted(place, tmp_path):
         {"what": "twice", "of": conta, "over": none, "low": 2},
         {"what": "small", "of": conta, "high": 0.2},
         {"what": "unknown", "of": ["none", "context/cosine"], "low": 0},
+        {
+            "what": "gap closed",
+            "of": conta,
+            "less": none,
+            "over": ["conta", "pseudo/miou"],
+            "over_less": none,
+            "low": 0.1,
+        },
+        {"what": "no gap", "of": conta, "less": none, "over": none, "over_less": none},
     ]
     asked = study.load_study(place(checks=checks))
     write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
@@ -185,6 +194,8 @@ def test_build_tables__checks_hand_counted(place, tmp_path):
         "| twice | 1.32 | 2.00 .. | no |",
         "| small | 16.5 | .. 20.0 | yes |",
         "| unknown | - | 0 .. | - |",
+        "| gap closed | 0.20 | 0.10 .. | yes |",  # 4 of the 20.5 points from 12.5 to 33
+        "| no gap | - | .. | - |",
     ]
 
 
