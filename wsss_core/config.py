@@ -559,12 +559,15 @@ class Config(_Settings):
 
         Not in it: where and how fast it is computed, what is tracked, where the data folder lies,
         whether somebody looks at it, and how many rounds there are, so that a run asked for more
-        rounds goes on with those it has.
+        rounds goes on with those it has. Nor a setting that is younger than the first release, as
+        long as it has its default: runs from before keep their names.
         """
+        young, default = ("slice_init", "attention_std"), CausalConfig()
         tree = self.model_dump(
             mode="json",
             exclude={
                 **({} if self.threshold_changes else {"threshold_changes": True}),
+                "causal": {n for n in young if getattr(self.causal, n) == getattr(default, n)},
                 "rounds": True,
                 "tracking": True,
                 "review": True,
