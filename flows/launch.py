@@ -40,8 +40,7 @@ def execute(
     Raises:
         ContaError: One line for the user, with the path of the log once there is one.
     """
-    if until is not None and until not in STAGES:
-        raise InputError(f"no stage {until!r} to stop after; there are: {', '.join(STAGES)}")
+    _check_until(until, config)
     config = locate_data(config)
     set_defaults(home)
     server = servers.open_prefect(home)  # comes up while torch is imported
@@ -195,3 +194,21 @@ def _ending_politely() -> Iterator[None]:
 
 def _exit(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
+
+
+def _check_until(until: str | None, config: Config) -> None:
+    """Refuse a stage that does not exist, or that a run by these settings never comes to."""
+    if until is None:
+        return
+    if until not in STAGES:
+        raise InputError(f"no stage {until!r} to stop after; there are: {', '.join(STAGES)}")
+    if until.startswith("boundary") and config.expansion.method != "irn":
+        raise InputError(
+            f"stage {until} belongs to expansion.method irn, but it is "
+            f"{config.expansion.method!r}; add --set expansion.method=irn"
+        )
+    if until == "confounders" and config.causal.context in ("none", "pasted"):
+        raise InputError(
+            f"causal.context {config.causal.context!r} finds no confounders; "
+            "stop after another stage"
+        )
