@@ -197,10 +197,10 @@ def test_resolve_home__absolute(monkeypatch, tmp_path):
 def test_execute__wrong_use_is_found_before_any_server(tmp_path):
     with pytest.raises(InputError, match="no stage 'crf' to stop after; there are: classifier"):
         launch.execute(parse_config({}), home=tmp_path / "home", until="crf")
-    with pytest.raises(InputError, match="but it is 'crf'; add --set expansion.method=irn"):
+    with pytest.raises(InputError, match="but it is 'crf'; add --set"):
         launch.execute(parse_config({}), home=tmp_path / "home", until="boundary")
+    plain = parse_config({"causal": {"context": "none"}})
     with pytest.raises(InputError, match="context 'none' finds no confounders"):
-        plain = parse_config({"causal": {"context": "none"}})
         launch.execute(plain, home=tmp_path / "home", until="confounders")
     photos = {"data": {"source": "photos"}}
     with pytest.raises(InputError, match="give it with --data DIR"):
