@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from flows.runs import MAIN_STAGES
+from wsss_core.causal.intervention import say_dead
 from wsss_core.config import Config, load_recipe, parse_config
 from wsss_core.errors import DataError, SettingsError
 from wsss_core.evaluation.paired import Interval, bootstrap_interval, student_interval
@@ -299,7 +300,7 @@ def _metric_tables(study: Study, cells: Cells) -> list[str]:
         return []
     rows = []
     for arm in study.arms:
-        row = [arm]
+        row = [arm + _flag(study, cells, arm)]
         for name in study.metrics:
             text = _mean(_scores(study, cells, arm, name).values(), name)
             interval = student_interval(_differences(study, cells, arm, name))
@@ -309,6 +310,16 @@ def _metric_tables(study: Study, cells: Cells) -> list[str]:
             row.append(text)
         rows.append(row)
     return [_markdown(["arm", *study.metrics], rows)]
+
+
+def _flag(study: Study, cells: Cells, arm: str) -> str:
+    """Says where a context was dead under every seed: such an arm is no test of it."""
+    reasons = [
+        say_dead(cell.rounds[-1], context=cell.config["causal"]["context"])
+        for (name, _), cell in cells.items()
+        if name == arm
+    ]
+    return " (context dead)" if reasons and all(reasons) else ""
 
 
 def _check_table(study: Study, cells: Cells) -> str:

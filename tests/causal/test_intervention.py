@@ -19,6 +19,7 @@ from wsss_core.causal.intervention import (
     derangement,
     place_context,
     root_mean_square,
+    say_dead,
     shuffle_cells,
 )
 from wsss_core.config import CausalConfig
@@ -562,3 +563,21 @@ def test_context_report__never_nan(n):
     )
     report = context_report(Intervention(empty, scale="n", seed=0), photos(2))
     assert all(math.isfinite(value) for value in report.values())
+
+
+@pytest.mark.parametrize(
+    ("context", "ratio", "spread", "said"),
+    [
+        ("conta", 0.0002, 0.3, "it adds 0.02 % of what the photo adds"),
+        ("conta", 0.05, 0.002, "its map differs between photos by 0.2 % of its size"),
+        ("conta", 0.05, 0.3, None),
+        ("uniform_alpha", 0.05, 0.0, None),
+        ("uniform_alpha", 0.0, 0.0, "it adds 0 % of what the photo adds"),
+        ("features", 0.05, None, None),  # M has no map there
+        ("none", None, None, None),
+    ],
+)
+def test_say_dead__hand_made(context, ratio, spread, said):
+    metrics = {"context/rms_ratio": ratio, "context/m_spread": spread}
+    metrics = {name: value for name, value in metrics.items() if value is not None}
+    assert say_dead(metrics, context=context) == said

@@ -13,6 +13,7 @@ CONTA's public code holds none of this. Another adjustment needs f(X, c_i) itsel
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -253,6 +254,26 @@ def context_report(context: nn.Module, x_m: Float[Tensor, "b s s"]) -> dict[str,
         most = math.log(context.num_classes)
         report["context/alpha_entropy"] = float(entropies.mean()) / most if most else 1.0
     return report
+
+
+DEAD_RMS_RATIO, DEAD_SPREAD = 0.01, 0.005
+"""Below the first the network hardly hears the context; below the second (METHOD 1.4: M's spread at
+the start) it hears the same for every photo."""
+
+
+def say_dead(metrics: Mapping[str, float], *, context: str) -> str | None:
+    """Why a trained classifier has not tested its context; None if it has, or had none.
+
+    Args:
+        metrics: Those of `context_report`, and `context/rms_ratio`.
+        context: `causal.context`; under `uniform_alpha` M is the same for every photo on purpose.
+    """
+    ratio, spread = metrics.get("context/rms_ratio"), metrics.get("context/m_spread")
+    if ratio is not None and ratio < DEAD_RMS_RATIO:
+        return f"it adds {100 * ratio:.2g} % of what the photo adds"
+    if spread is not None and spread < DEAD_SPREAD and context != "uniform_alpha":
+        return f"its map differs between photos by {100 * spread:.2g} % of its size"
+    return None
 
 
 class _Moments:

@@ -28,6 +28,7 @@ from wsss_core.causal.intervention import (
     derangement,
     place_context,
     root_mean_square,
+    say_dead,
 )
 from wsss_core.config import CausalConfig, ClassifierConfig, Config
 from wsss_core.data.images import read_photo
@@ -365,6 +366,11 @@ def _write(
             metrics |= context_report(model.intervention, contexts)
         seen = [view(item, 0) for item in enumerate(photos[: settings.training.batch_size])]
         metrics["context/rms_ratio"] = context_ratio(model, default_collate(seen))
+        if dead := say_dead(metrics, context=causal.context):
+            job.work.recorder.note(
+                f"the context {causal.context} is dead: {dead}, so this round says nothing of it; "
+                "causal.slice_init random and causal.attention_std 0.1 start it alive"
+            )
         if not isinstance(model.intervention, SegMaskContext):
             metrics |= gap_report(model.to(job.work.device()), photos, contexts)
     return Measured(metrics, history)
