@@ -205,6 +205,13 @@ class CausalConfig(_Settings):
     prior: Literal["uniform", "frequency"] = Field(
         "uniform", description="P(c): 1/n (CONTA issue #12) or tag counts."
     )
+    amplitude: float = Field(
+        1.0,
+        gt=0,
+        le=1000,
+        description="What M is multiplied by. One channel of RMS 1 (`scale` n) beside hundreds is "
+        "hardly heard; at 30 a context started from zero reaches some percent of the photo's part.",
+    )
     slice_init: Literal["zero", "random"] = Field(
         "zero",
         description="Weights of the context channel at the start: zero keeps the pretrained net, "
@@ -562,7 +569,7 @@ class Config(_Settings):
         rounds goes on with those it has. Nor a setting that is younger than the first release, as
         long as it has its default: runs from before keep their names.
         """
-        young, default = ("slice_init", "attention_std"), CausalConfig()
+        young, default = ("amplitude", "slice_init", "attention_std"), CausalConfig()
         tree = self.model_dump(
             mode="json",
             exclude={

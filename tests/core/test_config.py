@@ -346,6 +346,7 @@ def test_digest__where_and_how_fast_do_not_count(tree):
         {"causal": {"context": "none"}},
         {"causal": {"slice_init": "random"}},
         {"causal": {"attention_std": 0.1}},
+        {"causal": {"amplitude": 30}},
         {"seeds": {"threshold": 0.2}},
         {"threshold_changes": {1: 0.2}},
         {"expansion": {"crf": {"iterations": 1}}},

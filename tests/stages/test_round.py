@@ -694,12 +694,19 @@ def test_round__slice_that_starts_at_random_is_seen_and_changes_nothing_else(mad
     assert drawn.key != zero.key
     assert drawn.metrics["context/rms_ratio"] > 10 * zero.metrics["context/rms_ratio"]
 
+    loud = next_classifier(made, "conta", **own, causal__amplitude=30.0)
+    assert all(torch.equal(t, starts[2][name]) for name, t in starts[0].items())
+    # from a zero slice the gradient grows with M, and what the slice adds with both
+    assert loud.metrics["context/rms_ratio"] > 100 * zero.metrics["context/rms_ratio"]
+    shown = [load_classifier(made.work.folder(one)).intervention for one in (zero, loud)]
+    assert shown[1].gain == pytest.approx(30 * shown[0].gain)
+
 
 def test_key__round_0_has_one_for_every_arm(made):
     arms = [{"context": context} for context in ("none", *CONTEXTS)]
     arms += [{"adjustment": "exact"}, {"adjustment": "exact", "exact_samples": 2}]
     arms += [{"context": "features"}, {"x_m": "crossfit"}, {"clusters": 8}]
-    arms += [{"slice_init": "random"}, {"attention_std": 0.1}]
+    arms += [{"slice_init": "random"}, {"attention_std": 0.1}, {"amplitude": 30.0}]
     inputs = {"data": made.data, "confounders": None, "x_m": None, "start": None}
     keys = {train_classifier.key(settings(causal=arm), **inputs) for arm in arms}
     assert len(keys) == 1

@@ -213,7 +213,7 @@ def build_classifier(
         output_stride=settings.output_stride,
         seed=derive_seed(seed, "trunk"),
     )
-    intervention: nn.Module | None = None
+    intervention: UniformIntervention | SegMaskContext | FeatureIntervention | None = None
     if confounders is not None:
         own = derive_seed(seed, "context")
         if prototypes is None:
@@ -221,6 +221,8 @@ def build_classifier(
         else:
             prior = confounders.prior
             intervention = FeatureIntervention(prototypes, prior, scale=causal.scale, seed=own)
+    if intervention is not None:
+        intervention.gain *= causal.amplitude
     classifier = Classifier(
         backbone,
         num_classes=num_classes,
@@ -369,7 +371,7 @@ def _write(
         if dead := say_dead(metrics, context=causal.context):
             job.work.recorder.note(
                 f"the context {causal.context} is dead: {dead}, so this round says nothing of it; "
-                "causal.slice_init random and causal.attention_std 0.1 start it alive"
+                "causal.amplitude 30 and causal.attention_std 0.1 make it heard"
             )
         if not isinstance(model.intervention, SegMaskContext):
             metrics |= gap_report(model.to(job.work.device()), photos, contexts)
