@@ -371,7 +371,7 @@ def _write(
         if dead := say_dead(metrics, context=causal.context):
             job.work.recorder.note(
                 f"the context {causal.context} is dead: {dead}, so this round says nothing of it; "
-                "causal.amplitude 30 and causal.attention_std 0.1 make it heard"
+                "causal.amplitude 30 makes it heard, with W1 and W2 also causal.attention_std 0.1"
             )
         if not isinstance(model.intervention, SegMaskContext):
             metrics |= gap_report(model.to(job.work.device()), photos, contexts)
