@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,7 +129,9 @@ class Tracker:
             int(run.data.tags[ROUND_TAG]): run for run in found if ROUND_TAG in run.data.tags
         }
         uri = mlflow.get_tracking_uri()
-        base = uri if uri.startswith("http") else _LOCAL_PAGES
+        # a worker may know the server by a name that means nothing to a browser
+        pages = os.environ.get("CONTA_MLFLOW_PAGES")
+        base = pages or (uri if uri.startswith("http") else _LOCAL_PAGES)
         self.url = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{self.run_id}"
 
     def _find_experiment(self, name: str, home: Path) -> str:

@@ -49,6 +49,11 @@ def test_compose__each_part_asks_for_a_password():
                 assert VARIABLE.search(value), f"{name}: {key} is written down"
 
 
+def test_compose__prefect_writes_its_pages_where_the_user_of_the_image_may():
+    folder = SERVICES["prefect"]["environment"]["PREFECT_UI_STATIC_DIRECTORY"]
+    assert folder.startswith("/tmp/")  # noqa: S108
+
+
 def test_compose__secrets_are_named_empty_and_never_committed():
     lines = (DOCKER / "secrets.example.env").read_text().splitlines()
     given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))

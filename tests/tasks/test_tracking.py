@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 
 import mlflow
@@ -74,6 +75,16 @@ def test_tracker__copying_thrice_changes_nothing(home):
     text = (home / "mlartifacts" / "toy" / parent / "artifacts" / "config.yaml").read_text()
     assert text.startswith("name: toy")
     assert client.get_run(parent).data.tags["prefect.url"].endswith("/x")
+
+
+@pytest.mark.parametrize("pages", [None, "https://mlflow.lab/"])
+def test_tracker__its_page_is_where_a_browser_finds_it(home, monkeypatch, pages):
+    monkeypatch.delenv("CONTA_MLFLOW_PAGES", raising=False)
+    if pages is not None:
+        monkeypatch.setenv("CONTA_MLFLOW_PAGES", pages)
+    tracker = open_tracker(home, [])
+    base = "http://127.0.0.1:5000" if pages is None else "https://mlflow.lab"
+    assert re.fullmatch(rf"{re.escape(base)}/#/experiments/\d+/runs/{tracker.run_id}", tracker.url)
 
 
 def test_tracker__panels_none_keeps_photos_out(home):
