@@ -83,8 +83,9 @@ def test_dockerfile__two_stages_no_root_and_the_lock():
     assert re.search(r"^ARG TORCH_INDEX_URL=$", DOCKERFILE, re.MULTILINE)
     assert "--require-hashes --requirements requirements/lock.txt" in DOCKERFILE
     last = DOCKERFILE.rpartition("\nFROM ")[2]
-    assert re.search(r"^USER conta$", last, re.MULTILINE)
-    assert not re.search(r"^(USER root|ADD )", DOCKERFILE, re.MULTILINE)
+    assert re.findall(r"^USER (.*)$", last, re.MULTILINE) == ["1000"]
+    assert "useradd --uid 1000 " in last
+    assert not re.search(r"^ADD ", DOCKERFILE, re.MULTILINE)
 
 
 def test_dockerfile__copies_what_exists_and_reaches_the_build():
