@@ -6,7 +6,6 @@ several machines, are in `deployments/prefect.yaml`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -23,11 +22,12 @@ from prefect.flows import Flow
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
+from flows.environment import HEARTBEAT_S
 from wsss_core.config import Config
 from wsss_core.errors import InputError
 
-HEARTBEAT_S, DEAD_S = 30, 90
-"""How often a flow run says that it lives, and how long it may say nothing."""
+DEAD_S = 3 * HEARTBEAT_S
+"""How long a flow run may say nothing."""
 
 AUTOMATION = "conta: runs of dead machines are crashed"
 
@@ -56,7 +56,6 @@ def serve_recipes(
     if len(set(names)) < len(names):
         raise InputError(f"several recipes are called {max(names, key=names.count)}; rename one")
     made = [make_deployment(conta_flow, config, home=home, cron=cron) for config in recipes]
-    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_S)
     watch_for_dead_machines()
     when = "by hand" if cron is None else f"by hand and at {cron!r}"
     say(f"served from this terminal, to be started {when}: {', '.join(names)}")

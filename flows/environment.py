@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wsss_core.config import Config
 
+HEARTBEAT_S = 30
+"""How often a flow run tells Prefect that it lives; the automation of `conta deploy` listens."""
+
 
 def resolve_home() -> Path:
     """CONTA_HOME, absolute; `.conta` in the current folder if it is not set."""
@@ -45,6 +48,7 @@ def describe_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the other one is pickle
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
         "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",

@@ -12,7 +12,7 @@ import torch
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
-from flows import deploy, gpu, launch, servers
+from flows import deploy, environment, gpu, launch, servers
 from wsss_core.config import parse_config
 from wsss_core.errors import InputError
 
@@ -64,7 +64,9 @@ def test_watch_for_dead_machines__once(home):
         (known,) = client.read_automations_by_name(deploy.AUTOMATION)
     assert known.enabled
     assert known.trigger.after == {"prefect.flow-run.heartbeat"}
-    assert known.trigger.within.total_seconds() >= 3 * deploy.HEARTBEAT_S
+    assert known.trigger.within.total_seconds() >= 3 * int(
+        environment.describe_environment(home)["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
+    )
     assert [action.type for action in known.actions] == ["change-flow-run-state"]
 
 
