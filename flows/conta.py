@@ -15,6 +15,7 @@ from flows import runs
 from flows.cost import check_cost
 from flows.environment import locate_data, open_home
 from flows.gpu import turn_on_gpu
+from flows.patience import pass_over_events
 from flows.plan import label_call, plan_rounds
 from flows.progress import FlowRecorder
 from flows.report import publish_report, write_report
@@ -49,6 +50,7 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
     Returns:
         Name of the run.
     """
+    pass_over_events()
     check_reviewer(config)
     home, recorder, config = open_home(), FlowRecorder(), locate_data(config)
     with announce_start(home, note=recorder.note):

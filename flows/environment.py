@@ -64,6 +64,9 @@ def set_defaults(home: Path) -> None:
         **describe_environment(home),
         # `conta` speaks for itself
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a screenful for each event that is lost
+        # 6 s a request; by Prefect's own 62 s a run outlives a dead server by minutes
+        "PREFECT_CLIENT_MAX_RETRIES": "2",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     for name, value in defaults.items():

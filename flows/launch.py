@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -44,9 +45,7 @@ def execute(
     config = locate_data(config)
     set_defaults(home)
     server = servers.open_prefect(home)  # comes up while torch is imported
-    from httpx import HTTPError
-
-    try:
+    with _served_by(server):
         from flows.conta import conta_flow
 
         if former is not None:
@@ -54,13 +53,6 @@ def execute(
         server.wait_ready()
         with _ending_politely():
             name = conta_flow(config, cast("runs.StageName | None", until))
-    except HTTPError as error:
-        raise ContaError(
-            f"the Prefect server at {server.url} answers no more ({error}); run the same command "
-            "again, what was computed is kept"
-        ) from error
-    finally:
-        servers.close_prefect(server)
     run = runs.read_run(home, name)
     if run is None:
         raise ContaError(f"the record of run {name} cannot be read; run the same command again")
@@ -157,14 +149,12 @@ def execute_study(study: Study, *, home: Path, folder: Path, data: Path | None) 
     """
     set_defaults(home)
     server = servers.open_prefect(home)
-    try:
+    with _served_by(server):
         from flows.cells import study_flow
 
         server.wait_ready()
         with _ending_politely():
             return study_flow(study, folder, data)
-    finally:
-        servers.close_prefect(server)
 
 
 def plan(config: Config, *, home: Path) -> list[Planned]:
@@ -177,6 +167,23 @@ def plan(config: Config, *, home: Path) -> list[Planned]:
     from flows.plan import plan_run
 
     return plan_run(config, home)
+
+
+@contextlib.contextmanager
+def _served_by(server: servers.Server) -> Iterator[None]:
+    """Name the server when it is gone, and close it in the end if it is ours."""
+    from httpx import HTTPError
+
+    logging.raiseExceptions = False  # else Prefect tells of each lost log past every handler
+    try:
+        yield
+    except HTTPError as error:
+        raise ContaError(
+            f"the Prefect server at {server.url} answers no more ({error}); run the same command "
+            "again, what was computed is kept"
+        ) from error
+    finally:
+        servers.close_prefect(server)
 
 
 @contextlib.contextmanager

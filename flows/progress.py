@@ -11,6 +11,7 @@ from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
+from flows.patience import ask_once
 from wsss_core.observe import ConsoleRecorder
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,16 @@ class FlowRecorder(ConsoleRecorder):
 
     def _draw_bar(self, percent: float) -> None:
         try:
-            if self._artifact is None:
-                made = create_progress_artifact(percent, key="progress", description=self._what)
-                self._artifact = made if isinstance(made, UUID) else None
-            else:
-                update_progress_artifact(self._artifact, percent, description=self._what)
+            with ask_once():
+                self._send_bar(percent)
         except (HTTPError, OSError, PrefectException) as error:
             # a bar is not worth a run
             logger.warning("no progress on Prefect's page: %s", error)
             self._next_s = time.monotonic() + 60
+
+    def _send_bar(self, percent: float) -> None:
+        if self._artifact is None:
+            made = create_progress_artifact(percent, key="progress", description=self._what)
+            self._artifact = made if isinstance(made, UUID) else None
+        else:
+            update_progress_artifact(self._artifact, percent, description=self._what)

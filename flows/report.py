@@ -9,6 +9,7 @@ from httpx import HTTPError
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import PrefectException
 
+from flows.patience import ask_once
 from flows.pictures import shrink_picture
 from flows.runs import TABLE_UNITS, Round, Run, markdown_table
 
@@ -36,7 +37,8 @@ def write_report(run: Run, entry: Round, panel: Path | None) -> str:
 def publish_report(report: str) -> None:
     """Add a version of the artifact `round-report`, if the server still answers."""
     try:
-        create_markdown_artifact(report, key="round-report")
+        with ask_once():
+            create_markdown_artifact(report, key="round-report")
     except (HTTPError, OSError, PrefectException) as error:
         # a page is not worth a run
         title = report.partition("\n")[0].lstrip("# ")

@@ -183,9 +183,10 @@ def close_prefect(server: Server) -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    for worker in (EventsWorker, APILogWorker):
-        worker.drain_all(timeout=DRAIN_S)
-    time.sleep(SETTLE_S)
+    if server.process.poll() is None:  # a dead one hears nothing
+        for worker in (EventsWorker, APILogWorker):
+            worker.drain_all(timeout=DRAIN_S)
+        time.sleep(SETTLE_S)
     server.stop()
     os.environ.pop("PREFECT_API_URL", None)
 
