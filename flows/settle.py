@@ -22,11 +22,15 @@ from prefect.states import Crashed
 
 from flows import locks, runs
 from flows.house import await_collection
+from flows.patience import ask_once
 from flows.unfinished import dead_starts, describe_death, is_dead, start_path
 from tasks.tracking import close_dead
 from wsss_core.errors import BusyError
 
 logger = logging.getLogger(__name__)
+
+_DIED = "its process ended without a word"
+_SILENT = "no Prefect server answered as it ended; what it computed is kept"
 
 
 @contextlib.contextmanager
@@ -43,7 +47,10 @@ def announce_start(home: Path, *, note: Callable[[str], None]) -> Iterator[None]
             await_collection(home, note=note)
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if (
+                _prefect_answers()
+            ):  # else it never hears how this ended, and the next start tells it
+                path.unlink(missing_ok=True)
 
 
 def settle_dead(home: Path, *, note: Callable[[str], None]) -> None:
@@ -56,7 +63,8 @@ def settle_dead(home: Path, *, note: Callable[[str], None]) -> None:
         note: Gets one line a run that had died.
     """
     for start in dead_starts(home):
-        if _close_flow_run(start.name, "its process ended without a word"):
+        why = _SILENT if locks.read_holder(start) is None else _DIED
+        if _close_flow_run(start.name, why):
             start.unlink(missing_ok=True)
     for run in runs.list_runs(home):
         if is_dead(home, run):
@@ -77,6 +85,11 @@ def _settle_run(home: Path, name: str, note: Callable[[str], None]) -> None:
         run.status, run.reason, run.finished_ms = "failed", why, ended_ms
         runs.save_run(home, run)
     note(f"run {name} had died: {why}; its records say so now")
+
+
+def _prefect_answers() -> bool:
+    with ask_once(), get_client(sync_client=True) as client:
+        return client.api_healthcheck() is None
 
 
 def _close_flow_run(flow_run_id: str, why: str) -> bool:

@@ -334,6 +334,26 @@ def test_conta_flow__the_dead_are_settled_and_the_living_are_not(home, toys, con
     assert tracking.get_run(died.mlflow_run).info.status == "FINISHED"
 
 
+def test_conta_flow__an_end_that_prefect_did_not_hear_is_told_by_the_next_start(
+    home, toys, conta, monkeypatch
+):
+    from prefect.client.orchestration import get_client
+    from prefect.states import Running
+
+    with monkeypatch.context() as silence:
+        silence.setattr("flows.settle._prefect_answers", lambda: False)
+        heard, lost = conta(rounds=0, seed=1), conta(rounds=0, seed=2)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(lost.prefect_run, Running(), force=True)
+        conta(rounds=0, seed=3)
+        state = client.read_flow_run(lost.prefect_run).state
+        assert state.name == "Crashed"
+        assert state.message.startswith("no Prefect server answered as it ended")
+        assert client.read_flow_run(heard.prefect_run).state.name == "Completed"
+    assert runs.read_run(home, lost.name).status == "finished"
+    assert list((home / "starts").iterdir()) == []
+
+
 def test_resume__finishes_by_the_settings_of_the_run(home, toys, conta):
     toys.errors["confounders"] = DivergedError("made up")
     with pytest.raises(DivergedError):
