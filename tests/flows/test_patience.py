@@ -40,6 +40,7 @@ def events_server(port):
 
 @pytest.fixture
 def port(clean_environment):
+    EventsWorker.drain_all(timeout=10)  # that of another test talks to another server
     free = find_free_port()
     os.environ["PREFECT_API_URL"] = f"http://{HOST}:{free}/api"
     refresh_global_settings_context()
@@ -52,13 +53,19 @@ def emit(name):
     emit_event(name, {"prefect.resource.id": "toy"})
 
 
+def wait_for(wanted, names):
+    end = time.monotonic() + 30
+    while not wanted <= set(names):
+        assert time.monotonic() < end, names
+        time.sleep(0.01)
+
+
 def test_pass_over_events__a_dead_server_costs_no_time_and_hears_all_once_it_is_back(port):
     patience.pass_over_events()
     lost = [f"lost {number}" for number in range(20)]
     with events_server(port) as names:
         emit("first")
-        EventsWorker.instance().wait_until_empty()
-    assert names == ["first"]
+        wait_for({"first"}, names)
     started = time.monotonic()
     for name in lost:
         emit(name)
@@ -66,8 +73,7 @@ def test_pass_over_events__a_dead_server_costs_no_time_and_hears_all_once_it_is_
     assert time.monotonic() - started < 7  # what Prefect by itself gives each of them
     with events_server(port) as names:
         emit("last")
-        EventsWorker.instance().wait_until_empty()
-    assert {*lost, "last"} <= set(names)
+        wait_for({*lost, "last"}, names)
 
 
 def test_ask_once__only_in_the_context():
