@@ -106,9 +106,9 @@ class Victim:
         self._began_s = 0.0
         self._kills: list[tuple[str, int, int]] = []  # stage under way, epochs begun, epochs logged
 
-    def start_and_wait(self) -> None:
+    def start_and_wait(self, **environment: str | None) -> None:
         """Let the command end by itself."""
-        with self.start() as child:
+        with self.start(**environment) as child:
             self._end(child)
 
     def start_and_kill(self, after_s: float) -> bool:
