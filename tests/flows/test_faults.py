@@ -185,7 +185,7 @@ def test_death_of_the_prefect_server(house, calm):
     print(json.dumps({"outlived_s": round(outlived_s, 1), "processes_left": house.processes_left}))
     house.check(calm.digests())  # nothing was lost but what Prefect's page shows
     assert code == 1
-    assert outlived_s < 75  # 25 s of asking, on an idle machine
+    assert outlived_s < 180  # 30 s of it is asking; a busy machine needs the rest to exit
     assert "conta: the Prefect server at http://" in house.output().splitlines()[-1]
     assert "run the same command again" in house.output().splitlines()[-1]
     house.finish("kill -9 of the Prefect server", calm.digests(), **own)
