@@ -40,7 +40,7 @@ class Check(BaseModel):
 
     Attributes:
         what: In words.
-        of: Arm and metric: the mean over seeds, in the last round.
+        of: Arm and metric, in the last round; judged is the mean over seeds of what is found.
         less: What is taken off, likewise.
         over: What it is divided by, likewise.
         over_less: What is taken off that, likewise.
@@ -323,39 +323,41 @@ def _flag(study: Study, cells: Cells, arm: str) -> str:
 
 
 def _check_table(study: Study, cells: Cells) -> str:
-    rows = []
-    for check in study.checks:
-        means = [
-            None if place is None else _average(_scores(study, cells, *place).values())
-            for place in check.places()
-        ]
-        rows.append([check.what, *_judge(check, *means)])
-    return _markdown(["check", "found", "asked", "holds"], rows)
+    rows = [[check.what, *_judge(check, _found(study, cells, check))] for check in study.checks]
+    return _markdown(["check", "found", "95 %, seeds", "asked", "holds"], rows)
 
 
-def _judge(
-    check: Check,
-    value: float | None,
-    less: float | None,
-    over: float | None,
-    over_less: float | None,
-) -> tuple[str, str, str]:
-    """What was found, what was asked, and whether it holds; `-` where a cell has no such score."""
+def _found(study: Study, cells: Cells, check: Check) -> list[float]:
+    """What a check looks at, for each seed that has all of its scores."""
+    columns = [
+        dict.fromkeys(study.seeds, default) if place is None else _scores(study, cells, *place)
+        for place, default in zip(check.places(), (0.0, 0.0, 1.0, 0.0), strict=True)
+    ]
+    rows = [
+        [column[seed] for column in columns]
+        for seed in study.seeds
+        if all(seed in column for column in columns)
+    ]
+    return [
+        (of - less) / (over - over_less) for of, less, over, over_less in rows if over != over_less
+    ]
 
-    def text(bound: float | None) -> str:
-        if bound is None:
-            return ""
+
+def _judge(check: Check, found: Sequence[float]) -> tuple[str, str, str, str]:
+    """The mean and its interval, what was asked, whether the mean holds; `-` without a score."""
+
+    def text(bound: float) -> str:
         return f"{bound:.2f}" if check.over else _number(bound, check.of[1])
 
-    asked = f"{text(check.low)} .. {text(check.high)}".strip()
-    divisor = 1.0 if check.over is None else (over or 0.0) - (over_less or 0.0)
-    missing = (check.less and less is None) or (check.over_less and over_less is None)
-    if value is None or missing or not divisor or (check.over and over is None):
-        return "-", asked, "-"
-    found = (value - (less or 0.0)) / divisor
-    low = -math.inf if check.low is None else check.low
-    high = math.inf if check.high is None else check.high
-    return text(found), asked, "yes" if low <= found <= high else "no"
+    low, high = ("" if bound is None else text(bound) for bound in (check.low, check.high))
+    asked = f"{low} .. {high}".strip()
+    mean, interval = _average(found), student_interval(found)
+    if mean is None:
+        return "-", "-", asked, "-"
+    reach = "-" if interval is None else f"{text(interval.low)} .. {text(interval.high)}"
+    least = -math.inf if check.low is None else check.low
+    most = math.inf if check.high is None else check.high
+    return text(mean), reach, asked, "yes" if least <= mean <= most else "no"
 
 
 def _scores(study: Study, cells: Cells, arm: str, name: str) -> dict[int, float]:

@@ -188,14 +188,14 @@ def test_build_tables__checks_hand_counted(place, tmp_path):
     # CAM is half the end point: 12.5 and 16.5
     table = study.build_tables(asked, study.find_cells(asked, tmp_path))[-1]
     assert table.splitlines() == [
-        "| check | found | asked | holds |",
-        "| --- | ---: | ---: | ---: |",
-        "| gain | 4.0 | 3.0 .. 50.0 | yes |",
-        "| twice | 1.32 | 2.00 .. | no |",
-        "| small | 16.5 | .. 20.0 | yes |",
-        "| unknown | - | 0 .. | - |",
-        "| gap closed | 0.20 | 0.10 .. | yes |",  # 4 of the 20.5 points from 12.5 to 33
-        "| no gap | - | .. | - |",
+        "| check | found | 95 %, seeds | asked | holds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| gain | 4.0 | -8.7 .. 16.7 | 3.0 .. 50.0 | yes |",  # 5 and 3; t = 12.706
+        "| twice | 1.35 | -0.56 .. 3.26 | 2.00 .. | no |",
+        "| small | 16.5 | -2.6 .. 35.6 | .. 20.0 | yes |",
+        "| unknown | - | - | 0 .. | - |",
+        "| gap closed | 0.20 | -0.48 .. 0.88 | 0.10 .. | yes |",  # 5 of 20 points, 3 of 21
+        "| no gap | - | - | .. | - |",
     ]
 
 
