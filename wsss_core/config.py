@@ -340,6 +340,10 @@ class IrnConfig(_Settings):
         "seeds.threshold - 0.1.",
     )
     boundary: BoundaryConfig = BoundaryConfig()
+    scales: Scales = Field(
+        (1.0,),
+        description="Boundaries are the mean of those found at these scales of the photo (irn: 1).",
+    )
     radius: int = Field(
         5, ge=2, le=32, description="A step of the walk is shorter, in cells of 4 px (irn: 5)."
     )
@@ -570,11 +574,13 @@ class Config(_Settings):
         long as it has its default: runs from before keep their names.
         """
         young, default = ("amplitude", "slice_init", "attention_std"), CausalConfig()
+        plain = self.expansion.irn.scales == IrnConfig().scales
         tree = self.model_dump(
             mode="json",
             exclude={
                 **({} if self.threshold_changes else {"threshold_changes": True}),
                 "causal": {n for n in young if getattr(self.causal, n) == getattr(default, n)},
+                "expansion": {"irn": {"scales"}} if plain else {},
                 "rounds": True,
                 "tracking": True,
                 "review": True,

@@ -36,8 +36,10 @@ def draw(num_classes, number):
 
 
 def test_choose_settings__of_irns_code_and_no_threshold_of_the_seeds():
-    expected = {"radius": 5, "beta": 10, "log2_steps": 8, "threshold": 0.25, "refine": None}
-    assert irn.choose_settings(parse_config({"seeds": {"threshold": 0.9}})) == expected
+    expected = {"scales": (1.0,), "radius": 5, "beta": 10, "log2_steps": 8, "threshold": 0.25}
+    assert irn.choose_settings(parse_config({"seeds": {"threshold": 0.9}})) == expected | {
+        "refine": None
+    }
 
 
 def test_expand__one_maximum_for_all_classes():

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.stages.world import Listener, draw_photo, make_home, settings
 from wsss_core.data.images import read_mask, read_photo
-from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
+from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop, resize_photo
 from wsss_core.errors import DataError, DivergedError, InputError
 from wsss_core.expansion.crf import refine
 from wsss_core.expansion.random_walk import propagate
@@ -238,6 +239,27 @@ def test_boundary_maps__mirrored_photo_has_the_mirrored_map(net):
     mirrored = boundary_maps(net, np.ascontiguousarray(photo[:, :, ::-1]))
     assert torch.allclose(mirrored.flip(-1), plain, atol=1e-5)
     assert plain.std() > 1e-3
+
+
+@pytest.mark.parametrize("scales", [(1.4,), (0.7,), (1.0, 1.4), (1.0, 1.0)])
+def test_boundary_maps__mean_of_the_scales(net, scales):
+    photos = np.random.default_rng(1).integers(0, 256, (2, 50, 67, 3), dtype=np.uint8)
+    alone = [boundary_maps(net, photos, scales=[scale]) for scale in scales]
+    found = boundary_maps(net, photos, scales=scales)
+    assert found.shape == (2, *seed_size((50, 67)))
+    assert found.numpy() == pytest.approx(sum(alone).numpy() / len(scales), abs=1e-6)
+    changed = not torch.allclose(found, boundary_maps(net, photos), atol=1e-4)
+    assert changed == (set(scales) != {1.0})
+
+
+def test_boundary_maps__a_larger_scale_is_the_larger_photo(net):
+    """Of the enlarged photo, brought back to the cells of the first."""
+    photo = draw_photo("disc square", 0)[:48, :64]
+    large = resize_photo(photo, (96, 128)).permute(1, 2, 0).numpy()
+    expected = F.avg_pool2d(boundary_maps(net, large[None]), 2)  # half-way between four cells
+    assert boundary_maps(net, photo[None], scales=[2.0]).numpy() == pytest.approx(
+        expected.numpy(), abs=1e-5
+    )
 
 
 def test_masks__are_the_walk_of_the_stored_seeds(made, net):

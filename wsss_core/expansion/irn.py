@@ -23,9 +23,10 @@ from wsss_core.expansion.random_walk import propagate
 
 
 def choose_settings(config: Config) -> dict[str, Any]:
-    """The walk and the background's score; the boundary network is an input."""
+    """Boundaries, the walk, the background's score; the boundary network is an input."""
     irn = config.expansion.irn
     return {
+        "scales": irn.scales,
         "radius": irn.radius,
         "beta": irn.beta,
         "log2_steps": irn.log2_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsss_core.config import BoundaryConfig
-from wsss_core.data.transforms import normalise
+from wsss_core.data.transforms import normalise, resize_photo, scaled_size
 from wsss_core.expansion.affinity import affinity_loss, count_pairs
 from wsss_core.models.backbones import build_backbone, set_training_mode
 from wsss_core.models.boundary import STRIDE_PX, BoundaryNet, initialise_branches
@@ -54,25 +55,34 @@ def load_boundary_net(folder: Path) -> BoundaryNet:
 
 @torch.inference_mode()
 def boundary_maps(
-    net: BoundaryNet, photos: UInt8[np.ndarray, "b h w 3"]
+    net: BoundaryNet, photos: UInt8[np.ndarray, "b h w 3"], *, scales: Sequence[float] = (1.0,)
 ) -> Float32[Tensor, "b h4 w4"]:
     """Boundary probabilities of equally sized photos at stride 4, on the network's device.
 
-    The sigmoid of the mean logit of photo and mirrored photo (irn make_sem_seg_labels.py). Photos
-    are padded with their mean colour, to whole cells before they are mirrored, so that both views
-    have the same cells, and then to what the trunk divides; nothing is cut off or resized.
+    The mean over scales of the sigmoid of the mean logit of photo and mirrored photo; irn
+    (make_sem_seg_labels.py) has the one scale 1. Photos are padded with their mean colour, to whole
+    cells before they are mirrored, so that both views have the same cells, and then to what the
+    trunk divides; nothing is cut off.
 
     Args:
         net: In evaluation mode.
         photos: RGB, 0..255, of any size.
+        scales: Of the photos' sides.
     """
     device = next(net.parameters()).device
-    views = _pad_to(normalise(torch.from_numpy(photos).permute(0, 3, 1, 2)), STRIDE_PX)
-    height, width = views.shape[-2] // STRIDE_PX, views.shape[-1] // STRIDE_PX
-    views = _pad_to(torch.cat([views, views.flip(-1)]), OUTPUT_STRIDE)
-    logits = net(views.to(device, memory_format=torch.channels_last)).float()
-    plain, mirrored = logits[:, :height, :width].chunk(2)
-    return ((plain + mirrored.flip(-1)) / 2).sigmoid()
+    cells = [-(-side // STRIDE_PX) for side in photos.shape[1:3]]
+    maps = []
+    for scale in scales:
+        size = scaled_size(photos.shape[1:3], scale, multiple=1)
+        resized = torch.stack([resize_photo(photo, size) for photo in photos])
+        views = _pad_to(normalise(resized), STRIDE_PX)
+        height, width = views.shape[-2] // STRIDE_PX, views.shape[-1] // STRIDE_PX
+        views = _pad_to(torch.cat([views, views.flip(-1)]), OUTPUT_STRIDE)
+        logits = net(views.to(device, memory_format=torch.channels_last)).float()
+        plain, mirrored = logits[:, :height, :width].chunk(2)
+        found = ((plain + mirrored.flip(-1)) / 2).sigmoid()
+        maps.append(F.interpolate(found[None], cells, mode="bilinear", align_corners=False)[0])
+    return torch.stack(maps).mean(dim=0)
 
 
 def _pad_to(views: Tensor, multiple: int) -> Tensor:

@@ -82,8 +82,9 @@ def _write_walk(
     x_m: Manifest | None = None,
 ) -> Measured:
     fixed: dict[str, Any] = job.settings
+    kept = {name: fixed[name] for name in ("scales", "radius")}
     walks = [
-        {"radius": fixed["radius"], "beta": beta, "log2_steps": steps, "threshold": 0.5}
+        {**kept, "beta": beta, "log2_steps": steps, "threshold": 0.5}
         for beta, steps in itertools.product(
             BETAS if fixed["beta"] == "auto" else (fixed["beta"],),
             LOG2_STEPS if fixed["log2_steps"] == "auto" else (fixed["log2_steps"],),
@@ -200,9 +201,8 @@ def _judge(
         scores = upsample_cam(cam.cam, cam.size)
         expanded = [scores]
         if net is not None:
-            seeded = Seeded(
-                pixels, cam.classes, cam.cam, scores, boundary_maps(net, pixels[None])[0]
-            )
+            edges = boundary_maps(net, pixels[None], scales=walks[0]["scales"])[0]
+            seeded = Seeded(pixels, cam.classes, cam.cam, scores, edges)
             expanded = [irn.expand([seeded], walk)[0].scores[1:] for walk in walks]
         judge = functools.partial(_probabilities, model=model, context=context)
         rows.append(
@@ -254,6 +254,6 @@ calibrate_walk = Stage(
     "calibrate_walk",
     _write_walk,
     lambda config: config.expansion.irn.model_dump(
-        include={"radius", "beta", "log2_steps", "threshold"}
+        include={"scales", "radius", "beta", "log2_steps", "threshold"}
     ),
 )

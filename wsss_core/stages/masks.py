@@ -89,7 +89,9 @@ def _write_shard(
         ids = [photos[position].id for position in positions]
         with naming("photos", ids):
             boundaries: Iterable[Tensor | None] = (
-                [None] * len(pixels) if net is None else boundary_maps(net, pixels)
+                [None] * len(pixels)
+                if net is None
+                else boundary_maps(net, pixels, scales=settings["scales"])
             )
             seeded = []
             for photo_id, photo, edges in zip(ids, pixels, boundaries, strict=True):
