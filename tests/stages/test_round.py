@@ -784,7 +784,7 @@ def test_classifier__pasted_shows_half_of_the_objects_before_another_context(mad
 
 
 def test_segmenter__pasted_shows_objects_with_their_labels(made, tmp_path):
-    """The same pictures as the classifier's; where a view is not the photo's own, labels follow."""
+    """Every photo has another context, whose labels follow; a crop may show none of the object."""
     work, config = made.work, settings().segmenter
     pasted = train_segmenter(settings(), work, data=made.data, masks=made.masks, context="pasted")
     assert pasted.key != made.segmenter.key
@@ -806,7 +806,7 @@ def test_segmenter__pasted_shows_objects_with_their_labels(made, tmp_path):
             else:
                 changed += 1
                 assert photo.tags[0] + 1 in view["labels"] or 255 in view["labels"]
-    assert changed > 20
+    assert changed > 60  # of 80; half of them would be 40
 
 
 def test_segmenter__view_is_photo_and_mask_of_one_crop(made):

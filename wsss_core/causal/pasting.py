@@ -23,8 +23,10 @@ from jaxtyping import UInt8
 
 from wsss_core.data.transforms import resize_photo
 
-PASTED_SHARE = 0.5
-"""Of the photos of an epoch; the others are seen as they are."""
+CLASSIFIER_SHARE, SEGMENTER_SHARE = 0.5, 1.0
+"""Of the photos of an epoch; the others are seen as they are. With all of them pasted a classifier
+learns less, its task is the harder one; a segmenter learns the company from the plain ones
+(decisions/0009)."""
 
 SMALLEST, LARGEST = 0.01, 0.6
 """Shares of its photo that an object may cover; beyond, the mask is noise or the whole picture."""

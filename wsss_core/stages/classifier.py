@@ -30,6 +30,7 @@ from wsss_core.causal.intervention import (
     root_mean_square,
     say_dead,
 )
+from wsss_core.causal.pasting import CLASSIFIER_SHARE
 from wsss_core.config import CausalConfig, ClassifierConfig, Config
 from wsss_core.data.images import read_photo
 from wsss_core.data.transforms import crop_photo, draw_crop, normalise, resize_photo, scaled_size
@@ -452,7 +453,9 @@ def _view(
         pixels, classes = read_photo(photo.path), photo.tags
     else:
         others, masks = paste_from
-        picture = draw_picture(photo, epoch, contexts=others, masks=masks, seed=seed)
+        picture = draw_picture(
+            photo, epoch, contexts=others, masks=masks, share=CLASSIFIER_SHARE, seed=seed
+        )
         pixels, classes = picture.photo, picture.tags
     crop = draw_crop(
         pixels.shape[:2],

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from wsss_core.causal.pasting import SEGMENTER_SHARE
 from wsss_core.config import SegmenterConfig
 from wsss_core.errors import InputError
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
@@ -140,7 +141,9 @@ def _view(
     if contexts is None:
         picture = read_picture(photo, masks)
     else:
-        picture = draw_picture(photo, epoch, contexts=contexts, masks=masks, seed=seed)
+        picture = draw_picture(
+            photo, epoch, contexts=contexts, masks=masks, share=SEGMENTER_SHARE, seed=seed
+        )
     pixels, labels = crop_with_labels(
         picture, epoch, training=settings.training, seed=seed, photo_id=photo.id
     )

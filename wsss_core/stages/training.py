@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import Float32, Integer
 from torch import Tensor
 
-from wsss_core.causal.pasting import PASTED_SHARE, Picture, paste
+from wsss_core.causal.pasting import Picture, paste
 from wsss_core.config import TrainingConfig
 from wsss_core.data.images import read_mask, read_photo
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
@@ -36,15 +36,29 @@ def read_picture(photo: TaggedPhoto, masks: Path) -> Picture:
 
 
 def draw_picture(
-    photo: TaggedPhoto, epoch: int, *, contexts: Sequence[TaggedPhoto], masks: Path, seed: int
+    photo: TaggedPhoto,
+    epoch: int,
+    *,
+    contexts: Sequence[TaggedPhoto],
+    masks: Path,
+    share: float,
+    seed: int,
 ) -> Picture:
     """A photo as it is, or one of its objects before a context of the list; see `pasting`.
 
-    A function of seed, epoch and photo.
+    A function of seed, epoch and photo. A photo whose masks are of no use is seen as it is.
+
+    Args:
+        photo: Gives the object.
+        epoch: Counted from 0.
+        contexts: Of which one is drawn.
+        masks: Folder of `<photo id>.png`.
+        share: Of the photos that get another context.
+        seed: Of the stage.
     """
     random = numpy_generator(seed, "paste", epoch, photo.id)
     picture = read_picture(photo, masks)
-    if random.random() >= PASTED_SHARE:
+    if random.random() >= share:
         return picture
     context = contexts[int(random.integers(len(contexts)))]
     return paste(picture, read_picture(context, masks), random=random) or picture
