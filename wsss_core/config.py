@@ -340,6 +340,11 @@ class IrnConfig(_Settings):
         "seeds.threshold - 0.1.",
     )
     boundary: BoundaryConfig = BoundaryConfig()
+    refine_seeds: bool = Field(
+        False,
+        description="A dense CRF (expansion.crf) on the seeds before the walk, which then starts "
+        "from what both call an object; irn walks the CAMs as they are.",
+    )
     scales: Scales = Field(
         (1.0,),
         description="Boundaries are the mean of those found at these scales of the photo (irn: 1).",
@@ -574,13 +579,17 @@ class Config(_Settings):
         long as it has its default: runs from before keep their names.
         """
         young, default = ("amplitude", "slice_init", "attention_std"), CausalConfig()
-        plain = self.expansion.irn.scales == IrnConfig().scales
+        irn, irns = self.expansion.irn, IrnConfig()
         tree = self.model_dump(
             mode="json",
             exclude={
                 **({} if self.threshold_changes else {"threshold_changes": True}),
                 "causal": {n for n in young if getattr(self.causal, n) == getattr(default, n)},
-                "expansion": {"irn": {"scales"}} if plain else {},
+                "expansion": {
+                    "irn": {
+                        n for n in ("scales", "refine_seeds") if getattr(irn, n) == getattr(irns, n)
+                    }
+                },
                 "rounds": True,
                 "tracking": True,
                 "review": True,

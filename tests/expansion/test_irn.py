@@ -36,10 +36,9 @@ def draw(num_classes, number):
 
 
 def test_choose_settings__of_irns_code_and_no_threshold_of_the_seeds():
-    expected = {"scales": (1.0,), "radius": 5, "beta": 10, "log2_steps": 8, "threshold": 0.25}
-    assert irn.choose_settings(parse_config({"seeds": {"threshold": 0.9}})) == expected | {
-        "refine": None
-    }
+    found = irn.choose_settings(parse_config({"seeds": {"threshold": 0.9}}))
+    walk = {"radius": 5, "beta": 10, "log2_steps": 8, "threshold": 0.25}
+    assert found == {"scales": (1.0,), **walk, "refine": None, "refine_seeds": None}
 
 
 def test_expand__one_maximum_for_all_classes():
@@ -110,6 +109,38 @@ def test_expand__refine_moves_the_edge_to_where_the_colours_change(monkeypatch):
     (kept,) = irn.expand([seeded], settings(threshold=0.5, refine=True))
     assert kept.failed
     np.testing.assert_array_equal(kept.scores, rough.scores)
+
+
+def test_expand__refined_seeds_start_where_crf_and_cam_agree(monkeypatch):
+    """A CRF that halves the lower part of the photo, of a size that no cell divides."""
+    cam = np.full((1, 3, 4), 0.8, np.float32)
+    photo = seed(cam, np.full((3, 4), 0.5), classes=[2], size=(10, 14))
+    photo = dataclasses.replace(photo, scores=np.full((1, 10, 14), 0.8, np.float32))
+    marginals = np.stack([np.full((10, 14), 0.5), np.full((10, 14), 0.5)]).astype(np.float32)
+    marginals[1, :4] = 1
+    asked = []
+
+    def halve(_photo, unary, _crf):
+        asked.append(unary)
+        return marginals
+
+    monkeypatch.setattr(irn, "refine", halve)
+    changes = {"refine_seeds": True, "beta": 100, "threshold": 0.1}  # nothing gets out of its cell
+    (found,) = irn.expand([photo], settings(**changes))
+    assert asked[0][1].min() == pytest.approx(0.7)  # 0.8 is above seeds.threshold
+    assert not found.failed
+    assert found.scores[1, 0] == pytest.approx(1.0)
+    assert found.scores[1, 9] == pytest.approx(0.5)
+
+    def fail(*_args):
+        raise RuntimeError("no CRF")
+
+    monkeypatch.setattr(irn, "refine", fail)
+    (kept,) = irn.expand([photo], settings(**changes))
+    assert kept.failed
+    assert kept.scores[1] == pytest.approx(1.0)
+    bare = seed(np.zeros((0, 3, 4), np.float32), np.zeros((3, 4)), classes=[], size=(10, 14))
+    assert not irn.expand([bare], settings(**changes))[0].failed
 
 
 def test_expand__without_a_boundary_network():

@@ -32,6 +32,9 @@ def choose_settings(config: Config) -> dict[str, Any]:
         "log2_steps": irn.log2_steps,
         "threshold": irn.threshold,
         "refine": _refinement(config) if irn.refine else None,
+        "refine_seeds": _refinement(config) | {"threshold": config.seeds.threshold}
+        if irn.refine_seeds
+        else None,
     }
 
 
@@ -47,7 +50,8 @@ def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]
     Raises:
         InputError: If there are no boundaries.
     """
-    seeds, boundary = _stack(seeded)
+    cams, failed = zip(*(_choose_start(photo, settings) for photo in seeded), strict=True)
+    seeds, boundary = _stack(seeded, cams)
     walked = propagate(
         seeds,
         boundary,
@@ -60,25 +64,50 @@ def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]
     scores = full[:, :, :height, :width]
     scores = scores / scores.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
     return [
-        _decide(photo, planes[: len(photo.classes)].cpu().numpy(), settings)
-        for photo, planes in zip(seeded, scores, strict=True)
+        _decide(photo, planes[: len(photo.classes)].cpu().numpy(), settings, failed=gave_up)
+        for photo, planes, gave_up in zip(seeded, scores, failed, strict=True)
     ]
 
 
-def _decide(seeded: Seeded, scores: np.ndarray, settings: dict[str, Any]) -> Expanded:
+def _choose_start(
+    seeded: Seeded, settings: dict[str, Any]
+) -> tuple[Float32[np.ndarray, "k h w"], bool]:
+    """The CAMs that walk, and whether the CRF that should have refined them failed.
+
+    A CRF knows the edges of this photo, the CAM where a class is most itself; their product is
+    large where both are. The walk still carries it over the whole object.
+    """
+    refinement = settings.get("refine_seeds")
+    if refinement is None or not len(seeded.classes):
+        return seeded.cam, False
+    unary = hard_unary(
+        seeded.scores, threshold=refinement["threshold"], confidence=refinement["confidence"]
+    )
+    try:
+        marginals = torch.from_numpy(refine(seeded.photo, unary, refinement["crf"])[1:])
+    except FAILURES:
+        return seeded.cam, True
+    right, bottom = (-side % 4 for side in (marginals.shape[2], marginals.shape[1]))
+    whole = F.pad(marginals[None], (0, right, 0, bottom), mode="replicate")
+    return seeded.cam * F.avg_pool2d(whole, 4)[0].numpy(), False
+
+
+def _decide(
+    seeded: Seeded, scores: np.ndarray, settings: dict[str, Any], *, failed: bool
+) -> Expanded:
     """The walked scores beside a background's, or what a CRF makes of them."""
     threshold, refinement = settings["threshold"], settings.get("refine")
     if refinement is None:
-        return Expanded(add_background(scores, threshold=threshold))
+        return Expanded(add_background(scores, threshold=threshold), failed=failed)
     unary = hard_unary(scores, threshold=threshold, confidence=refinement["confidence"])
     try:
-        return Expanded(refine(seeded.photo, unary, refinement["crf"]))
+        return Expanded(refine(seeded.photo, unary, refinement["crf"]), failed=failed)
     except FAILURES:
         return Expanded(add_background(scores, threshold=threshold), failed=True)
 
 
 def _stack(
-    seeded: Sequence[Seeded],
+    seeded: Sequence[Seeded], cams: Sequence[np.ndarray]
 ) -> tuple[Float32[Tensor, "b k h w"], Float32[Tensor, "b h w"]]:
     """Seeds and boundaries of a batch; a photo with fewer classes than another has empty ones."""
     boundaries = [photo.boundary for photo in seeded if photo.boundary is not None]
@@ -87,6 +116,6 @@ def _stack(
     boundary = torch.stack(boundaries)
     num_classes = max(1, *(len(photo.classes) for photo in seeded))
     seeds = boundary.new_zeros(len(seeded), num_classes, *boundary.shape[1:])
-    for planes, photo in zip(seeds, seeded, strict=True):
-        planes[: len(photo.classes)] = torch.from_numpy(photo.cam)
+    for planes, cam in zip(seeds, cams, strict=True):
+        planes[: len(cam)] = torch.from_numpy(cam)
     return seeds, boundary
