@@ -27,7 +27,12 @@ from flows.runs import MAIN_STAGES
 from wsss_core.causal.intervention import say_dead
 from wsss_core.config import Config, load_recipe, parse_config
 from wsss_core.errors import DataError, SettingsError
-from wsss_core.evaluation.paired import Interval, bootstrap_interval, student_interval
+from wsss_core.evaluation.paired import (
+    Interval,
+    bootstrap_interval,
+    ratio_interval,
+    student_interval,
+)
 from wsss_core.store import write_atomically
 
 TABLES = "tables.md"
@@ -40,7 +45,7 @@ class Check(BaseModel):
 
     Attributes:
         what: In words.
-        of: Arm and metric, in the last round; judged is the mean over seeds of what is found.
+        of: Arm and metric: the mean over seeds, in the last round.
         less: What is taken off, likewise.
         over: What it is divided by, likewise.
         over_less: What is taken off that, likewise.
@@ -327,8 +332,8 @@ def _check_table(study: Study, cells: Cells) -> str:
     return _markdown(["check", "found", "95 %, seeds", "asked", "holds"], rows)
 
 
-def _found(study: Study, cells: Cells, check: Check) -> list[float]:
-    """What a check looks at, for each seed that has all of its scores."""
+def _found(study: Study, cells: Cells, check: Check) -> list[tuple[float, float]]:
+    """What a check looks at and what it is divided by, for each seed that has all the scores."""
     columns = [
         dict.fromkeys(study.seeds, default) if place is None else _scores(study, cells, *place)
         for place, default in zip(check.places(), (0.0, 0.0, 1.0, 0.0), strict=True)
@@ -338,22 +343,21 @@ def _found(study: Study, cells: Cells, check: Check) -> list[float]:
         for seed in study.seeds
         if all(seed in column for column in columns)
     ]
-    return [
-        (of - less) / (over - over_less) for of, less, over, over_less in rows if over != over_less
-    ]
+    return [(of - less, over - over_less) for of, less, over, over_less in rows]
 
 
-def _judge(check: Check, found: Sequence[float]) -> tuple[str, str, str, str]:
-    """The mean and its interval, what was asked, whether the mean holds; `-` without a score."""
+def _judge(check: Check, found: Sequence[tuple[float, float]]) -> tuple[str, str, str, str]:
+    """The value and its interval, what was asked, whether the value holds; `-` without a score."""
 
     def text(bound: float) -> str:
         return f"{bound:.2f}" if check.over else _number(bound, check.of[1])
 
     low, high = ("" if bound is None else text(bound) for bound in (check.low, check.high))
     asked = f"{low} .. {high}".strip()
-    mean, interval = _average(found), student_interval(found)
-    if mean is None:
+    values, divisors = [value for value, _ in found], [divisor for _, divisor in found]
+    if not sum(divisors):
         return "-", "-", asked, "-"
+    mean, interval = sum(values) / sum(divisors), ratio_interval(values, divisors)
     reach = "-" if interval is None else f"{text(interval.low)} .. {text(interval.high)}"
     least = -math.inf if check.low is None else check.low
     most = math.inf if check.high is None else check.high

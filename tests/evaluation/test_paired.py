@@ -7,6 +7,7 @@ from wsss_core.evaluation.confusion import confusion_matrix
 from wsss_core.evaluation.paired import (
     bootstrap_interval,
     bootstrap_miou,
+    ratio_interval,
     student_interval,
 )
 
@@ -20,6 +21,18 @@ def test_student_interval__as_in_the_tables():
     assert student_interval([0.0, 2.0]).high == pytest.approx(1 + 12.7062047)
     assert student_interval([1.0]) is None
     assert student_interval([]) is None
+
+
+def test_ratio_interval__of_two_means():
+    found = ratio_interval([5, 3], [20, 21])  # 8 / 41; 5 - 3.902 and 3 - 4.098
+    assert found.mean == pytest.approx(8 / 41)
+    assert found.high - found.mean == pytest.approx(12.7062047 * (5 - 160 / 41) / 20.5)
+    assert found.mean - found.low == pytest.approx(found.high - found.mean)
+    exact = ratio_interval([2.0, -1.0, 6.0], [4.0, -2.0, 12.0])
+    assert (exact.low, exact.mean, exact.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert ratio_interval([1.0], [2.0]) is None
+    assert ratio_interval([1.0, 2.0], [1.0, -1.0]) is None
+    assert ratio_interval([], []) is None
 
 
 def test_student_interval__covers_the_mean_as_often_as_it_says():

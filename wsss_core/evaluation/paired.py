@@ -36,13 +36,27 @@ class Interval:
 
 def student_interval(differences: Sequence[float]) -> Interval | None:
     """Student's t interval of the mean of paired differences; None for fewer than two."""
-    num = len(differences)
-    if num < 2:
+    return ratio_interval(differences, [1.0] * len(differences))
+
+
+def ratio_interval(values: Sequence[float], divisors: Sequence[float]) -> Interval | None:
+    """Student's t interval of a mean divided by another, both over the same seeds.
+
+    The ratio estimator of survey sampling (Cochran 1977, 6.4): what is left of the values when
+    ratio times divisor is taken off says how sure it is. A mean of ratios would be ruled by the
+    seed whose divisor is nearest to zero.
+
+    Returns:
+        None for fewer than two, or divisors that are zero in the mean.
+    """
+    num, divisor = len(values), float(np.mean(divisors)) if divisors else 0.0
+    if num < 2 or not divisor:
         return None
-    values = np.asarray(differences, np.float64)
-    reach = float(stdtrit(num - 1, (1 + LEVEL) / 2)) * float(values.std(ddof=1)) / num**0.5
-    mean = float(values.mean())
-    return Interval(mean, mean - reach, mean + reach)
+    ratio_of_means = float(np.mean(values)) / divisor
+    rest = np.asarray(values, np.float64) - ratio_of_means * np.asarray(divisors, np.float64)
+    t = float(stdtrit(num - 1, (1 + LEVEL) / 2))
+    reach = t * float(rest.std(ddof=1)) / num**0.5 / abs(divisor)
+    return Interval(ratio_of_means, ratio_of_means - reach, ratio_of_means + reach)
 
 
 def bootstrap_interval(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Interval | None:
