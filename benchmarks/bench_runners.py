@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     scenes = {"photos": options.photos, "val_photos": 8, "size_px": options.size}
     config = parse_config({"data": {"source": "scenes", "scenes": scenes}})
-    os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")  # there is no flow run to log to
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_ENABLED", "false")  # no flow run to log to
     with tempfile.TemporaryDirectory(prefix="conta-bench-") as folder:
         set_defaults(Path(folder))
         server = servers.open_prefect(Path(folder))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from flows import runs, servers
 from flows.environment import locate_data, set_defaults
 from flows.locks import find_holder
+from wsss_core.causal.pasting import OWN, PASTED
 from wsss_core.config import Config, parse_config
 from wsss_core.errors import BusyError, ContaError, DataError, InputError, SettingsError
 
@@ -214,7 +215,7 @@ def _check_until(until: str | None, config: Config) -> None:
             f"stage {until} belongs to expansion.method irn, but it is "
             f"{config.expansion.method!r}; add --set expansion.method=irn"
         )
-    if until == "confounders" and config.causal.context in ("none", "pasted"):
+    if until == "confounders" and config.causal.context in ("none", PASTED, OWN):
         raise InputError(
             f"causal.context {config.causal.context!r} finds no confounders; "
             "stop after another stage"

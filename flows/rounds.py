@@ -13,6 +13,7 @@ from typing import Protocol
 from prefect import Task
 
 from tasks import stages
+from wsss_core.causal.pasting import OWN, PASTED
 from wsss_core.config import Config
 from wsss_core.records import Manifest
 from wsss_core.stages.calibrate import adopt_seeds, adopt_walk, is_open
@@ -52,7 +53,7 @@ class Made:
         val_predictions: The same for the photos that the classifier is scored on.
         confounders: None without a context.
         pasted: The pseudo-masks that the next classifier's objects are cut out by; None but under
-            context `pasted`.
+            contexts `pasted` and `pasted_own`.
     """
 
     classifier: Manifest | None = None
@@ -107,7 +108,7 @@ def run_round(
         made.classifier, cams, masks = make_masks(config, truth, step, former)
         if made.classifier is not None:
             step(stages.audit_blur, classifier=made.classifier, x_m=former.x_m, masks=masks)
-    context = None if former.pasted is None else "pasted"
+    context = paste_context(config, former)
     made.segmenter = step(stages.train_segmenter, masks=masks, context=context)
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)
@@ -116,11 +117,16 @@ def run_round(
     if made.classifier is not None and former.confounders is not None:
         step(stages.draw_context, classifier=made.classifier, x_m=former.x_m)
     score_segmenter(config, truth, step, made)
-    if config.causal.context == "pasted":
+    if config.causal.context in (PASTED, OWN):
         made.pasted = masks
     elif config.causal.context != "none" and config.supervision == "tags":
         find_confounders(config, step, former, made, masks)
     return made, tags.metrics.get("stability")
+
+
+def paste_context(config: Config, former: Made) -> str | None:
+    """Where this round's objects are put; None where there are no masks to cut them out by."""
+    return None if former.pasted is None else config.causal.context
 
 
 def make_masks(
@@ -138,6 +144,7 @@ def make_masks(
                 confounders=confounders,
                 x_m=x_m,
                 pasted=former.pasted,
+                context=paste_context(config, former),
                 start=start,
             )
             val_x_m = former.val_predictions

@@ -69,15 +69,23 @@ def train_classifier(
     confounders: Manifest | None,
     x_m: Manifest | None,
     pasted: Manifest | None,
+    context: str | None,
     start: Manifest | None,
 ) -> Manifest:
     """The multi-label classifier of this round.
 
-    Without `confounders` and `pasted` (the pseudo-masks that objects are cut out by) that of round
-    0.
+    Without `confounders` and `pasted` (the pseudo-masks that objects are cut out by; `context` says
+    where they are put) that of round 0.
     """
     return _train_classifier(
-        config, work, data=data, confounders=confounders, x_m=x_m, pasted=pasted, start=start
+        config,
+        work,
+        data=data,
+        confounders=confounders,
+        x_m=x_m,
+        pasted=pasted,
+        context=context,
+        start=start,
     )
 
 
@@ -164,7 +172,7 @@ def truth_masks(config: Config, work: Workspace, *, data: Manifest, truth: Manif
 def train_segmenter(
     config: Config, work: Workspace, *, data: Manifest, masks: Manifest, context: str | None
 ) -> Manifest:
-    """The segmenter of this round; `context` pasted shows it objects before other contexts too."""
+    """The segmenter of this round; `context` says where objects are pasted."""
     return _train_segmenter(config, work, data=data, masks=masks, context=context)
 
 

@@ -178,11 +178,13 @@ class CausalConfig(_Settings):
         "conta",
         "features",
         "pasted",
+        "pasted_own",
     ] = Field(
         "conta",
         description="What the classifier sees beside the photo. The confounders of `conta` are "
         "where classes lie, those of `features` what they look like; `pasted` puts objects before "
-        "the context of other photos instead and reads nothing below; the others are controls.",
+        "the context of other photos instead and reads nothing below; the others are controls "
+        "(`pasted_own`: elsewhere in the object's own photo).",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
@@ -250,7 +252,7 @@ class CausalConfig(_Settings):
             raise ValueError("context 'features' has no W1 and W2; attention_std is not read")
         if self.exact_samples is not None and self.adjustment != "exact":
             raise ValueError("exact_samples is read by adjustment 'exact' alone")
-        if self.adjustment == "exact" and self.context in ("seg_mask", "pasted"):
+        if self.adjustment == "exact" and self.context in ("seg_mask", "pasted", "pasted_own"):
             raise ValueError(
                 f"context {self.context!r} has no confounders that 'exact' could sum over"
             )

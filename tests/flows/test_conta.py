@@ -220,6 +220,10 @@ def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
         assert made[0] != made[1]
     assert run.rounds[1].manifests["segmenter"] != run.rounds[0].manifests["segmenter"]
     assert run.rounds[0].manifests["classifier"] == second.rounds[0].manifests["classifier"]
+    own = conta(rounds=1, causal={"context": "pasted_own"})
+    for stage in ("classifier", "segmenter"):
+        assert own.rounds[1].manifests[stage] != run.rounds[1].manifests[stage]
+    assert own.rounds[0].manifests == run.rounds[0].manifests
     toys.take_calls()
     conta(rounds=1, causal={"context": "none"})
     assert "classifier" not in toys.take_calls()

@@ -43,6 +43,7 @@ from wsss_core.stages.predictions import (
 from wsss_core.stages.prototypes import average_features
 from wsss_core.stages.segmenter import load_segmenter, train_segmenter
 from wsss_core.stages.stage import Workspace
+from wsss_core.stages.training import Pasting, draw_picture, read_picture
 from wsss_core.store import read_index
 
 CONTEXTS = ["seg_mask", "shuffled_photo", "shuffled_cells", "uniform_alpha", "conta"]
@@ -749,14 +750,18 @@ def test_classifier__view_is_crop_tags_and_context_of_one_photo(made):
 def test_classifier__pasted_shows_half_of_the_objects_before_another_context(made, tmp_path):
     """Every view is the photo's own, or one of a picture that `paste` makes of two of the list."""
     work = made.work
-    pasted = train_classifier(settings(), work, data=made.data, pasted=made.masks)
-    assert pasted.key != made.classifier.key
+    pasted, own_photo = (
+        train_classifier(settings(), work, data=made.data, pasted=made.masks, context=context)
+        for context in ("pasted", "pasted_own")
+    )
+    assert len({pasted.key, own_photo.key, made.classifier.key}) == 3
     names = set(load_file(made.file(pasted, "classifier.safetensors")))
     assert names == set(load_file(made.file(made.classifier, "classifier.safetensors")))
     inputs = {"data": made.data, "classifier": pasted, "x_m": None}
     assert make_cams(settings(), work, **inputs).count == 8
 
     config, own, other = settings().classifier, 0, 0
+    half = Pasting("pasted", made.photos, tmp_path, 0.5)
     for photo in made.photos:
         mask = np.zeros(read_photo(photo.path).shape[:2], np.uint8)
         mask[2:12, 3:13] = photo.tags[0] + 1
@@ -771,9 +776,9 @@ def test_classifier__pasted_shows_half_of_the_objects_before_another_context(mad
                     seed=9,
                     num_classes=3,
                     contexts=None,
-                    paste_from=source,
+                    pasting=pasting,
                 )
-                for source in (None, (made.photos, tmp_path), (made.photos, tmp_path))
+                for pasting in (None, half, half)
             )
             assert torch.equal(view["photo"], again["photo"])
             same = torch.equal(view["photo"], plain["photo"])
@@ -797,9 +802,14 @@ def test_segmenter__pasted_shows_objects_with_their_labels(made, tmp_path):
         for photo in made.photos:
             plain, view = (
                 segmenter_stage._view(
-                    photo, epoch, masks=tmp_path, settings=config, seed=9, contexts=contexts
+                    photo,
+                    epoch,
+                    masks=tmp_path,
+                    settings=config,
+                    seed=9,
+                    pasting=pasting,
                 )
-                for contexts in (None, made.photos)
+                for pasting in (None, Pasting("pasted", made.photos, tmp_path, 1.0))
             )
             if torch.equal(plain["photo"], view["photo"]):
                 assert torch.equal(plain["labels"], view["labels"])
@@ -807,6 +817,22 @@ def test_segmenter__pasted_shows_objects_with_their_labels(made, tmp_path):
                 changed += 1
                 assert photo.tags[0] + 1 in view["labels"] or 255 in view["labels"]
     assert changed > 60  # of 80; half of them would be 40
+
+
+def test_pasted_own__puts_the_object_elsewhere_in_its_own_photo(made, tmp_path):
+    """Tags and pixels are the photo's own, but for a second copy of the object; never another's."""
+    moved, own = 0, Pasting("pasted_own", made.photos, tmp_path, 1.0)
+    for number, photo in enumerate(made.photos):
+        mask = np.zeros(read_photo(photo.path).shape[:2], np.uint8)
+        mask[2:12, 3:13] = photo.tags[0] + 1
+        write_mask(tmp_path / f"{photo.id}.png", mask)
+        plain = read_picture(photo, tmp_path)
+        picture = draw_picture(photo, number, pasting=own, seed=9)
+        assert picture.tags == plain.tags
+        assert np.array_equal(picture.photo[picture.mask == 0], plain.photo[picture.mask == 0])
+        assert (picture.mask[mask > 0] == photo.tags[0] + 1).all()
+        moved += bool((picture.mask != plain.mask).any())
+    assert moved > len(made.photos) // 2
 
 
 def test_segmenter__view_is_photo_and_mask_of_one_crop(made):

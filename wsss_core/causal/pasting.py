@@ -11,7 +11,9 @@ is hidden no longer carries its tag. Classifier and segmenter of the round both 
 they have no further input, so nothing is needed to look at an unseen photo.
 
 What a mask takes along of the stuff around its object is pasted too; the tie to that part stays.
-Pasting between photos as such is Context Decoupling Augmentation (Su et al., ICCV 2021).
+The control `pasted_own` puts the object elsewhere in its own photo: the same augmentation, without
+another context. Pasting between photos as such is Context Decoupling Augmentation (Su et al., ICCV
+2021).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wsss_core.data.transforms import resize_photo
+
+PASTED, OWN = "pasted", "pasted_own"
+"""The values of `causal.context` that put objects elsewhere."""
 
 CLASSIFIER_SHARE, SEGMENTER_SHARE = 0.5, 1.0
 """Of the photos of an epoch; the others are seen as they are. With all of them pasted a classifier

@@ -45,7 +45,7 @@ from wsss_core.models.classifier import (
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
-from wsss_core.stages.training import draw_picture, machine_of
+from wsss_core.stages.training import Pasting, draw_picture, machine_of, plan_pasting
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Trainable, train
@@ -296,6 +296,7 @@ def _write(
     confounders: Manifest | None = None,
     x_m: Manifest | None = None,
     pasted: Manifest | None = None,
+    context: str | None = None,
     start: Manifest | None = None,
 ) -> Measured:
     settings: ClassifierConfig = job.settings
@@ -334,7 +335,7 @@ def _write(
         num_classes=num_classes,
         contexts=contexts,
         draw=draw,
-        paste_from=None if pasted is None else (photos, job.work.folder(pasted)),
+        pasting=plan_pasting(job, photos, pasted, context=context, share=CLASSIFIER_SHARE),
     )
     history = train(
         Trainable(
@@ -446,16 +447,13 @@ def _view(
     num_classes: int,
     contexts: Tensor | None,
     draw: Callable[..., Tensor] | None = None,
-    paste_from: tuple[Sequence[TaggedPhoto], Path] | None = None,
+    pasting: Pasting | None = None,
 ) -> Batch:
     index, photo = item
-    if paste_from is None:
+    if pasting is None:
         pixels, classes = read_photo(photo.path), photo.tags
     else:
-        others, masks = paste_from
-        picture = draw_picture(
-            photo, epoch, contexts=others, masks=masks, share=CLASSIFIER_SHARE, seed=seed
-        )
+        picture = draw_picture(photo, epoch, pasting=pasting, seed=seed)
         pixels, classes = picture.photo, picture.tags
     crop = draw_crop(
         pixels.shape[:2],

@@ -27,9 +27,11 @@ from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed, torch_generator
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.stages.training import (
+    Pasting,
     crop_with_labels,
     draw_picture,
     machine_of,
+    plan_pasting,
     read_picture,
 )
 from wsss_core.store import Measured
@@ -74,7 +76,7 @@ def _write(
     out: Path, job: Job, *, data: Manifest, masks: Manifest, context: str | None = None
 ) -> Measured:
     photos = job.work.dataset(data).splits["train"]
-    return _train_on(out, job, photos, data=data, masks=masks, pasted=context == "pasted")
+    return _train_on(out, job, photos, data=data, masks=masks, context=context)
 
 
 def _write_half(out: Path, job: Job, *, data: Manifest, masks: Manifest, split: str) -> Measured:
@@ -92,7 +94,7 @@ def _train_on(
     *,
     data: Manifest,
     masks: Manifest,
-    pasted: bool = False,
+    context: str | None = None,
 ) -> Measured:
     settings: SegmenterConfig = job.settings
     dataset = job.work.dataset(data)
@@ -114,7 +116,7 @@ def _train_on(
             masks=job.work.folder(masks),
             settings=settings,
             seed=job.seed,
-            contexts=photos if pasted else None,
+            pasting=plan_pasting(job, photos, masks, context=context, share=SEGMENTER_SHARE),
         ),
         config=settings.training,
         seed=job.seed,
@@ -136,14 +138,12 @@ def _view(
     masks: Path,
     settings: SegmenterConfig,
     seed: int,
-    contexts: Sequence[TaggedPhoto] | None = None,
+    pasting: Pasting | None = None,
 ) -> Batch:
-    if contexts is None:
+    if pasting is None:
         picture = read_picture(photo, masks)
     else:
-        picture = draw_picture(
-            photo, epoch, contexts=contexts, masks=masks, share=SEGMENTER_SHARE, seed=seed
-        )
+        picture = draw_picture(photo, epoch, pasting=pasting, seed=seed)
     pixels, labels = crop_with_labels(
         picture, epoch, training=settings.training, seed=seed, photo_id=photo.id
     )
