@@ -199,9 +199,8 @@ def study(
     with those that findings.md beside OUT quotes.
     """
     from flows.environment import resolve_home
-    from flows.study import TABLES, build_tables, find_cells, list_missing, load_study
+    from flows.study import find_cells, list_missing, load_study, write_tables
     from flows.study import verify as verify_study
-    from wsss_core.store import write_atomically
 
     asked = load_study(study)
     folder = out / asked.name
@@ -212,9 +211,7 @@ def study(
         from flows.launch import execute_study
 
         execute_study(asked, home=resolve_home(), folder=folder.absolute(), data=data)
-    tables = "\n\n".join(build_tables(asked, find_cells(asked, folder)))
-    write_atomically(folder / TABLES, f"{tables}\n".encode())
-    typer.echo(tables)
+    typer.echo(write_tables(asked, folder))
 
 
 @app.command()

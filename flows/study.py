@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from flows.forest import draw_differences
 from flows.runs import MAIN_STAGES
 from wsss_core.causal.intervention import say_dead
 from wsss_core.config import Config, load_recipe, parse_config
@@ -35,7 +36,7 @@ from wsss_core.evaluation.paired import (
 )
 from wsss_core.store import write_atomically
 
-TABLES = "tables.md"
+TABLES, PICTURE = "tables.md", "differences.svg"
 _RAW = ("context/", "adjustment/", "confounders/")  # ratios that are no scores
 ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_+.-]{0,40}$")]
 
@@ -229,6 +230,15 @@ def list_missing(study: Study, cells: Cells) -> list[tuple[str, int]]:
     return [(arm, seed) for seed in study.seeds for arm in study.arms if (arm, seed) not in cells]
 
 
+def write_tables(study: Study, folder: Path) -> str:
+    """Write the tables and the picture of the cells that are there; returns the tables."""
+    cells = find_cells(study, folder)
+    text = "\n\n".join(build_tables(study, cells))
+    write_atomically(folder / TABLES, f"{text}\n".encode())
+    write_atomically(folder / PICTURE, build_picture(study, cells).encode())
+    return text
+
+
 def verify(study: Study, folder: Path, *, findings: Path) -> str:
     """The tables made anew from the cells, after they were found equal to those written down.
 
@@ -251,10 +261,11 @@ def verify(study: Study, folder: Path, *, findings: Path) -> str:
         )
     blocks = build_tables(study, cells)
     text = "\n\n".join(blocks)
-    if _read(folder / TABLES).strip("\n") != text:
-        raise DataError(
-            f"{folder / TABLES} is not what the cells give; run the study without --verify"
-        )
+    for name, made in ((TABLES, f"{text}\n"), (PICTURE, build_picture(study, cells))):
+        if _read(folder / name) != made:
+            raise DataError(
+                f"{folder / name} is not what the cells give; run the study without --verify"
+            )
     for quoted in _quoted_tables(_read(findings), study.name):
         if quoted not in blocks:
             first = quoted.partition("\n")[0]
@@ -269,6 +280,19 @@ def build_tables(study: Study, cells: Cells) -> list[str]:
     """The end point with its intervals, the means of the other metrics, the checks; Markdown."""
     tables = [_endpoint_table(study, cells), *_metric_tables(study, cells)]
     return [*tables, _check_table(study, cells)] if study.checks else tables
+
+
+def build_picture(study: Study, cells: Cells) -> str:
+    """The end point of every arm less the control, in points; SVG."""
+    name = study.endpoint
+    rows = {
+        arm: [100 * value for value in _differences(study, cells, arm, name)]
+        for arm in study.arms
+        if arm != study.against
+    }
+    return draw_differences(
+        rows, title=f"{name}, round {study.rounds}, less {study.against}: points, 95 % over seeds"
+    )
 
 
 def _endpoint_table(study: Study, cells: Cells) -> str:

@@ -212,6 +212,11 @@ def test_verify__says_what_differs_from_the_cells(place, tmp_path):
     done = CliRunner().invoke(cli.app, ["study", str(path), "-o", str(folder.parent)])
     assert done.exit_code == 0, done.output  # every cell is there: nothing is started
     assert check() == done.output.strip("\n")
+    picture = folder / "differences.svg"
+    picture.write_text(picture.read_text().replace("conta", "other"))
+    with pytest.raises(DataError, match=r"differences\.svg is not what the cells give"):
+        check()
+    study.write_tables(asked, folder)
     endpoint = check().partition("\n\n")[0]
     findings.write_text(f"# Findings\n\n<!-- table toy -->\n{endpoint}\n\nWords.\n")
     check()
