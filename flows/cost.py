@@ -90,8 +90,11 @@ def _expansion_s(name: str, config: Config, *, pixels: float, forward_s: float) 
     if name == "boundary_labels":
         return 2 * _CRF_S * area
     if config.expansion.method == "irn":
-        weight = _BACKBONES.get(config.expansion.irn.boundary.backbone, (10.0, 0.0))[0]
-        return 2 * forward_s * weight + _WALK_S * area
+        irn = config.expansion.irn
+        views = 2 * sum(scale**2 for scale in irn.scales)
+        weight = _BACKBONES.get(irn.boundary.backbone, (10.0, 0.0))[0]
+        crfs = (irn.refine_seeds + irn.refine) * _CRF_S
+        return views * forward_s * weight + (_WALK_S + crfs) * area
     return _CRF_S * area if config.expansion.method == "crf" else _SCORE_S
 
 
