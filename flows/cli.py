@@ -356,19 +356,15 @@ def export_masks(
     """
     from flows.environment import open_home
     from flows.runs import find_round
-    from wsss_core.errors import InputError
     from wsss_core.observe import ConsoleRecorder
     from wsss_core.stages.export import export_masks as export
     from wsss_core.stages.stage import Workspace
 
     home = open_home()
-    found, chosen = find_round(home, model)
-    masks = chosen.manifests.get("masks")
-    if masks is None:
-        raise InputError(f"round {chosen.round} of {model} has no pseudo-masks; name another round")
+    found, chosen = find_round(home, model, stage="masks")
     work = Workspace(home, recorder=ConsoleRecorder())
     data = found.shared.get("scenes") or found.shared["dataset"]
-    count = export(masks, data=data, work=work, out=out)
+    count = export(chosen.manifests["masks"], data=data, work=work, out=out)
     typer.echo(f"{count} masks in {out / 'SegmentationClass'}")
 
 

@@ -265,17 +265,23 @@ def find_run(home: Path, text: str) -> Run:
     raise InputError(f"{kind} with {text!r}; choose one of: {names}")
 
 
-def find_round(home: Path, text: str) -> tuple[Run, Round]:
-    """The round that `RUN:ROUND` means; after `RUN` alone the last one with a segmenter.
+def find_round(home: Path, text: str, *, stage: str = "segmenter") -> tuple[Run, Round]:
+    """The round that `RUN:ROUND` means; after `RUN` alone the last one that has what is asked for.
+
+    Args:
+        home: CONTA_HOME.
+        text: What the user wrote.
+        stage: Whose artifact the round must have: `segmenter` or `masks`.
 
     Raises:
         InputError: If there is no such run or round.
     """
     name, colon, number = text.partition(":")
     run = find_run(home, name)
-    known = {str(entry.round): entry for entry in run.rounds if "segmenter" in entry.manifests}
+    known = {str(entry.round): entry for entry in run.rounds if stage in entry.manifests}
     if not known:
-        raise InputError(f"run {run.name} has no trained segmenter yet; finish it with `conta run`")
+        what = {"segmenter": "trained segmenter", "masks": "pseudo-masks"}[stage]
+        raise InputError(f"run {run.name} has no {what} yet; finish it with `conta run`")
     if not colon:
         return run, list(known.values())[-1]
     if number not in known:

@@ -110,6 +110,18 @@ def test_find_round__last_with_a_segmenter(tmp_path):
         runs.find_round(tmp_path, "toy-1:2")
 
 
+def test_find_round__masks_need_no_segmenter(tmp_path):
+    run = saved(tmp_path, "toy-1")
+    run.start_round(0)
+    with pytest.raises(InputError, match="toy-1 has no pseudo-masks yet"):
+        runs.find_round(tmp_path, "toy-1", stage="masks")
+    run.keep(0, "masks", manifest("masks", "0"))
+    runs.save_run(tmp_path, run)
+    assert runs.find_round(tmp_path, "toy-1", stage="masks")[1].round == 0
+    with pytest.raises(InputError, match="no trained segmenter yet"):
+        runs.find_round(tmp_path, "toy-1")
+
+
 def test_list_runs__skips_what_cannot_be_read(tmp_path):
     saved(tmp_path, "good-1")
     (tmp_path / "runs" / "half").mkdir()
