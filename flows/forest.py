@@ -10,12 +10,8 @@ from html import escape
 
 from wsss_core.evaluation.paired import student_interval
 
-LABELS, PLOT, ROW, MARGIN = (
-    170,
-    430,
-    26,
-    34,
-)  # px: the arms' names, the axis, a row, above and below
+LABELS, PLOT = 170, 430  # px: the arms' names, the axis
+ROW, MARGIN = 26, 34  # px: height of a row, and above and below all
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _INK, _GAIN = "#202020", "#0072b2"
 

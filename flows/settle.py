@@ -47,9 +47,8 @@ def announce_start(home: Path, *, note: Callable[[str], None]) -> Iterator[None]
             await_collection(home, note=note)
             yield
         finally:
-            if (
-                _prefect_answers()
-            ):  # else it never hears how this ended, and the next start tells it
+            # a silent server never hears how this ended: the next start will tell it
+            if _prefect_answers():
                 path.unlink(missing_ok=True)
 
 
