@@ -162,6 +162,7 @@ def make_masks(
             if is_open(config.expansion.irn):
                 chosen = step(
                     stages.calibrate_walk,
+                    config=config,
                     classifier=classifier,
                     cams=cams,
                     x_m=x_m,

@@ -8,6 +8,8 @@ bound to the life of this process.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -50,12 +52,14 @@ class Server:
         health: Path that answers 200 once it is up.
         process: The child, if it is ours; somebody else's is up already.
         log: What the child said.
+        turn: A lock that other starts wait for, closed when it is up; None if none has to wait.
     """
 
     url: str
     health: str
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
+    turn: IO[str] | None = None
 
     def wait_ready(self, told: threading.Event | None = None) -> None:
         """Return once it answers, or `told` that nobody waits any more.
@@ -68,17 +72,24 @@ class Server:
         end = time.monotonic() + READY_S
         while not (told is not None and told.is_set()) and not is_up(self.url + self.health):
             if self.process.poll() is not None or time.monotonic() > end:
+                self._yield_turn()
                 raise ContaError(
                     f"the server at {self.url} did not start; it said why in {self.log}"
                 )
             time.sleep(0.1)
+        self._yield_turn()
 
     def stop(self) -> None:
         """End it if it is ours, politely first."""
         if self.process is None:
             return
+        self._yield_turn()
         self.process.terminate()
         self.process.wait()  # its watcher kills what does not heed
+
+    def _yield_turn(self) -> None:
+        if self.turn is not None:
+            self.turn.close()
 
 
 def is_up(url: str, *, timeout_s: float = 2.0) -> bool:
@@ -316,7 +327,23 @@ def _start_prefect(home: Path, port: int, *, with_pages: bool) -> Server:
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "1000",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     }
-    return _start(home, "prefect", command, port, environment, health="/api/health")
+    turn = _take_turn(home / "prefect.db")
+    server = _start(home, "prefect", command, port, environment, health="/api/health")
+    return dataclasses.replace(server, turn=turn)
+
+
+def _take_turn(database: Path) -> IO[str] | None:
+    """A lock for the one who makes a database; None, at once or once it is made, if it is there.
+
+    Of two Prefect servers that make the same SQLite file one ends with "database is locked".
+    """
+    database.parent.mkdir(parents=True, exist_ok=True)
+    lock = database.with_name(f".{database.name}.lock").open("a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not database.exists():
+        return lock
+    lock.close()
+    return None
 
 
 def _start_mlflow(home: Path, port: int) -> Server:

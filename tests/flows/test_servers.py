@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,45 @@ def test_wait_ready__names_the_log_of_a_server_that_ended(tmp_path):
     with pytest.raises(ContaError, match=r"did not start; it said why in .*server.log"):
         server.wait_ready()
     server.stop()
+
+
+def test_start_prefect__a_new_home_has_one_at_a_time(tmp_path, somebody, monkeypatch):
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    started = []
+
+    def start(*_, **__):
+        child = start_process(sleeper)
+        started.append(servers.Server(somebody, "/health", child))
+        return started[-1]
+
+    monkeypatch.setattr(servers, "_start", start)
+    home = tmp_path / "new"
+    first = servers._start_prefect(home, 1, with_pages=False)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(servers._start_prefect, home, 2, with_pages=False)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.5)
+        assert len(started) == 1
+        (home / "prefect.db").touch()
+        first.wait_ready()
+        assert second.result(timeout=30).turn is None  # it is made: nobody waits for this one
+    third = servers._start_prefect(home, 3, with_pages=False)
+    assert third.turn is None
+    for server in started:
+        server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("clean_environment")
+def test_start_prefect__two_at_once_in_a_new_home(tmp_path):
+    start = (
+        "import sys; from pathlib import Path; from flows import environment, servers\n"
+        "home = Path(sys.argv[1]); environment.set_defaults(home)\n"
+        "server = servers.open_prefect(home); server.wait_ready(); servers.close_prefect(server)"
+    )
+    home = str(tmp_path / "new")
+    children = [subprocess.Popen([sys.executable, "-c", start, home]) for _ in range(3)]
+    assert [child.wait(300) for child in children] == [0, 0, 0]
 
 
 @pytest.mark.usefixtures("clean_environment")

@@ -1,5 +1,6 @@
 """What `auto` becomes: eight photos, random weights, and the numbers are found again by hand."""
 
+import functools
 import json
 
 import numpy as np
@@ -11,10 +12,12 @@ from wsss_core.config import parse_config
 from wsss_core.data.images import read_photo
 from wsss_core.errors import SettingsError
 from wsss_core.evaluation.evidence import gather_evidence
+from wsss_core.expansion import irn
 from wsss_core.expansion.boundary_labels import choose_settings
+from wsss_core.expansion.method import Seeded
 from wsss_core.seeds.cam import read_cam, upsample_cam
 from wsss_core.stages import calibrate
-from wsss_core.stages.boundary import train_boundary
+from wsss_core.stages.boundary import boundary_maps, load_boundary_net, train_boundary
 from wsss_core.stages.boundary_labels import label_boundaries
 from wsss_core.stages.calibrate import (
     BETAS,
@@ -90,6 +93,39 @@ def test_calibrate_walk__tries_every_walk_and_adopts_the_best(made, tmp_path, mo
     assert (walk.beta, walk.log2_steps) == (BETAS[winner], 2)
     assert walk.threshold == document["chosen"]["threshold"]
     assert not is_open(walk)
+
+
+def test_calibrate_walk__judges_the_walk_that_runs(made, tmp_path):
+    work, inputs = made
+    tree = irn_settings(tmp_path).model_dump(mode="json")
+    tree["seeds"] = {"scales": [1.0, 0.5]}
+    walk = {"beta": 10, "log2_steps": 2, "threshold": "auto", "refine_seeds": True, "refine": True}
+    tree["expansion"]["irn"] |= walk
+    config = parse_config(tree)
+    labels = label_boundaries(config, work, data=inputs["data"], cams=inputs["cams"])
+    boundary = train_boundary(config, work, data=inputs["data"], labels=labels)
+    found = calibrate_walk(config, work, **inputs, boundary=boundary, x_m=None)
+    (curve,) = json.loads((work.folder(found) / "calibration.json").read_text())["curves"]
+
+    net = load_boundary_net(work.folder(boundary))
+    model = load_classifier(work.folder(inputs["classifier"]))
+    runs = {**irn.choose_settings(config), "refine": None, "threshold": 0.5}
+    assert runs["refine_seeds"] is not None
+    rows = []
+    for photo in work.dataset(inputs["data"]).splits["train"]:
+        pixels, cam = (
+            read_photo(photo.path),
+            read_cam(work.folder(inputs["cams"]) / f"{photo.id}.npz"),
+        )
+        edges = boundary_maps(net, pixels[None], scales=runs["scales"])[0]
+        seeded = Seeded(pixels, cam.classes, cam.cam, upsample_cam(cam.cam, cam.size), edges)
+        planes = irn.expand([seeded], runs)[0].scores[1:]
+        judge = functools.partial(tag_probabilities, model, x_m=None)
+        rows.append(gather_evidence(pixels, planes, cam.classes, judge, thresholds=THRESHOLDS))
+    kept, removed, area = np.concatenate(rows).mean(axis=0)
+    assert curve["area"] == pytest.approx(area, abs=1e-4)
+    assert curve["kept"] == pytest.approx(kept, abs=1e-3)
+    assert curve["removed"] == pytest.approx(removed, abs=1e-3)
 
 
 def test_boundary_labels__auto_is_around_the_seeds_threshold():

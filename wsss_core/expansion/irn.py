@@ -50,7 +50,7 @@ def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]
     Raises:
         InputError: If there are no boundaries.
     """
-    cams, failed = zip(*(_choose_start(photo, settings) for photo in seeded), strict=True)
+    cams, failed = zip(*(choose_start(photo, settings) for photo in seeded), strict=True)
     seeds, boundary = _stack(seeded, cams)
     walked = propagate(
         seeds,
@@ -69,7 +69,7 @@ def expand(seeded: Sequence[Seeded], settings: dict[str, Any]) -> list[Expanded]
     ]
 
 
-def _choose_start(
+def choose_start(
     seeded: Seeded, settings: dict[str, Any]
 ) -> tuple[Float32[np.ndarray, "k h w"], bool]:
     """The CAMs that walk, and whether the CRF that should have refined them failed.

@@ -7,6 +7,7 @@ They ask the classifier that made the CAMs how much of a photo its tags need; se
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -82,9 +83,8 @@ def _write_walk(
     x_m: Manifest | None = None,
 ) -> Measured:
     fixed: dict[str, Any] = job.settings
-    kept = {name: fixed[name] for name in ("scales", "radius")}
     walks = [
-        {**kept, "beta": beta, "log2_steps": steps, "threshold": 0.5}
+        {**fixed, "beta": beta, "log2_steps": steps, "threshold": 0.5}
         for beta, steps in itertools.product(
             BETAS if fixed["beta"] == "auto" else (fixed["beta"],),
             LOG2_STEPS if fixed["log2_steps"] == "auto" else (fixed["log2_steps"],),
@@ -142,6 +142,11 @@ def adopt_walk(config: Config, calibration: Manifest) -> Config:
     walk = config.expansion.irn.model_copy(update=found)
     expansion = config.expansion.model_copy(update={"irn": walk})
     return config.model_copy(update={"expansion": expansion})
+
+
+def _walk_settings(config: Config) -> dict[str, Any]:
+    """The walk with the seeds it starts from; what a CRF does after it is not judged."""
+    return {**irn.choose_settings(config), "refine": None}
 
 
 def is_open(settings: IrnConfig) -> bool:
@@ -203,7 +208,11 @@ def _judge(
         if net is not None:
             edges = boundary_maps(net, pixels[None], scales=walks[0]["scales"])[0]
             seeded = Seeded(pixels, cam.classes, cam.cam, scores, edges)
-            expanded = [irn.expand([seeded], walk)[0].scores[1:] for walk in walks]
+            start, _ = irn.choose_start(seeded, walks[0])  # the same for every walk
+            seeded = dataclasses.replace(seeded, cam=start)
+            expanded = [
+                irn.expand([seeded], walk | {"refine_seeds": None})[0].scores[1:] for walk in walks
+            ]
         judge = functools.partial(_probabilities, model=model, context=context)
         rows.append(
             [
@@ -250,10 +259,4 @@ def _load_boundary(folder: Path, device: str) -> BoundaryNet:
 
 
 calibrate_seeds = Stage("calibrate_seeds", _write_seeds, lambda config: {})
-calibrate_walk = Stage(
-    "calibrate_walk",
-    _write_walk,
-    lambda config: config.expansion.irn.model_dump(
-        include={"scales", "radius", "beta", "log2_steps", "threshold"}
-    ),
-)
+calibrate_walk = Stage("calibrate_walk", _write_walk, _walk_settings)
