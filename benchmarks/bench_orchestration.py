@@ -42,7 +42,7 @@ def call_stages(recipe: Path, home: Path) -> None:
     imported_s = time.perf_counter() - started
     from flows.rounds import run_rounds
     from tasks.policy import stage_of
-    from wsss_core.config import load_recipe
+    from wsss_core.config import Config, load_recipe
     from wsss_core.records import Manifest
     from wsss_core.stages.data import index_truth
     from wsss_core.stages.scenes import make_scenes
@@ -54,11 +54,11 @@ def call_stages(recipe: Path, home: Path) -> None:
     truth = index_truth(config, work, data=data)
 
     class Direct:
-        def begin_round(self, number: int) -> None:
-            pass
+        def begin_round(self, number: int, settings: Config) -> None:
+            self.settings = settings
 
-        def __call__(self, task: Any, *, config: Any = config, **inputs: Any) -> Manifest:
-            return stage_of(task)(config, work, data=data, **inputs)
+        def __call__(self, task: Any, *, config: Config | None = None, **inputs: Any) -> Manifest:
+            return stage_of(task)(config or self.settings, work, data=data, **inputs)
 
     run_rounds(config, truth, Direct())
     print(json.dumps({"imported_s": imported_s}))
