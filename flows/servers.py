@@ -40,6 +40,18 @@ READY_S, DRAIN_S = 600.0, 10.0
 SETTLE_S = 0.5  # from the last event on the wire to the recorder, which writes it as it stops
 
 _LINKS, _UI_LOCK = "ui.json", "ui.lock"
+_FOR_OTHERS = (
+    "CANCELLATION_CLEANUP",
+    "CLEANUP_RECONCILER",
+    "FOREMAN",
+    "LATE_RUNS",
+    "PAUSE_EXPIRATIONS",
+    "REPOSSESSOR",
+    "SCHEDULER",
+    "TRIGGERS",
+)
+"""Services that look every few seconds after schedules, workers, leases and automations. A server
+that lives as long as one run has none of them, and each look stops a thread of the training."""
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -327,6 +339,10 @@ def _start_prefect(home: Path, port: int, *, with_pages: bool) -> Server:
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "1000",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     }
+    if not with_pages:
+        for service in _FOR_OTHERS:
+            environment[f"PREFECT_SERVER_SERVICES_{service}_ENABLED"] = "false"
+        environment["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"] = "[]"
     turn = _take_turn(home / "prefect.db")
     server = _start(home, "prefect", command, port, environment, health="/api/health")
     return dataclasses.replace(server, turn=turn)

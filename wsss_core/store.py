@@ -321,12 +321,10 @@ def code_parts(module: str) -> dict[str, str]:
         name = waiting.pop()
         if name in parts or name.removeprefix("wsss_core.").split(".")[0] in _UNSTAMPED:
             continue
-        tree = _parse(name)
-        if tree is None:
-            continue
-        waiting.extend(_core_imports(tree, name))
-        _strip_docstrings(tree)
-        parts[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+        found = _read_code(name)
+        if found is not None:
+            parts[name], imports = found
+            waiting.extend(imports)
     return parts
 
 
@@ -430,11 +428,16 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _parse(module: str) -> ast.Module | None:
+@functools.cache  # most modules stand behind every stage
+def _read_code(module: str) -> tuple[str, list[str]] | None:
+    """Hash of a module's code, and what it imports of `wsss_core`; None if it has no file."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return None
-    return ast.parse(Path(spec.origin).read_text())
+    tree = ast.parse(Path(spec.origin).read_text())
+    imports = _core_imports(tree, module)
+    _strip_docstrings(tree)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], imports
 
 
 def _core_imports(tree: ast.Module, module: str) -> list[str]:

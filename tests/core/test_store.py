@@ -441,6 +441,7 @@ def package(tmp_path, monkeypatch):
             path.write_text(source)
 
         def stamp(self):
+            store_module._read_code.cache_clear()
             code_parts.cache_clear()
             code_stamp.cache_clear()
             return code_stamp("wsss_core.stages.cams")
@@ -452,6 +453,7 @@ def package(tmp_path, monkeypatch):
     made.write("config", "VALUE = 1\n")
     made.write("other", "VALUE = 1\n")
     yield made
+    store_module._read_code.cache_clear()
     code_parts.cache_clear()
     code_stamp.cache_clear()
 
