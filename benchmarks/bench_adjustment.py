@@ -64,7 +64,7 @@ def step(model: ContextClassifier, batch: Batch, *, drawn: bool) -> None:
     """Forward, loss and backward."""
     draw = batch["draw"] if drawn else None
     logits = model(batch["photo"], batch["x_m"], batch["affine"], draw)
-    multilabel_loss(logits, batch["tags"]).backward()
+    multilabel_loss(logits, batch["tags"]).backward()  # type: ignore[no-untyped-call]
 
 
 def bench_fusion(fusion: str, batch: Batch, *, num_classes: int) -> None:

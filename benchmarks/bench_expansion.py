@@ -56,7 +56,7 @@ def bench_training_step(*, crop_px: int, num: int) -> None:
     def step() -> None:
         loss = affinity_loss(net(photos).sigmoid(), labels, radius=radius)
         assert loss is not None
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
 
     calls: dict[str, Callable[[], object]] = {
         "train boundary": step,

@@ -65,12 +65,12 @@ def bench_training_steps(crop_px: int) -> None:
 
 
 def _classify(model: ContextClassifier, photos: Tensor, tags: Tensor) -> None:
-    multilabel_loss(model(photos), tags).backward()
+    multilabel_loss(model(photos), tags).backward()  # type: ignore[no-untyped-call]
 
 
 def _segment(model: Segmenter, photos: Tensor, labels: Tensor) -> None:
     scores = model(photos)
-    segmentation_loss(scores, labels, ignore_index=255, class_balanced=False).backward()
+    segmentation_loss(scores, labels, ignore_index=255, class_balanced=False).backward()  # type: ignore[no-untyped-call]
 
 
 def bench_inference(size: tuple[int, int]) -> None:
