@@ -18,6 +18,7 @@ from wsss_core.models.backbones import freeze, set_training_mode
 from wsss_core.models.classifier import multilabel_loss
 from wsss_core.stages.classifier import ContextClassifier, build_classifier
 from wsss_core.training.loop import Batch
+from wsss_core.workers import keep_memory
 
 SUITE, CONTEXT_CELLS = "adjustment", 32
 
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="photos a step")
     parser.add_argument("--classes", type=int, default=8, help="n, confounders of the sum")
     given = parser.parse_args()
+    keep_memory()  # as every stage does
     torch.manual_seed(0)
     batch = draw_batch(given.size, batch=given.batch, num_classes=given.classes)
     for fusion in ("head", "block5"):
