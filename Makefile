@@ -48,7 +48,8 @@ screenshots: $(STAMP)  ## Take the pictures in docs/img from the real pages; nee
 ui: $(STAMP)     ## Prefect's and MLflow's pages for this folder's runs
 	@$(BIN)/conta ui
 
-# The stamp is written last: an installation that was cut off is taken up again by the next `make`.
+# The stamp is written last: an installation that was cut off is taken up again by the next `make`. Bytecode is compiled
+# here, for under PYTHONDONTWRITEBYTECODE every process would compile PyTorch, Prefect and MLflow anew: six seconds each.
 $(STAMP): $(LOCK) pyproject.toml
 	@rm -f $@
 	@$(MAKE) preflight
@@ -56,10 +57,10 @@ $(STAMP): $(LOCK) pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 ifdef TORCH_BACKEND
 # These wheels are not the ones that the lock file names, so its versions hold here and its hashes cannot.
-	$(BIN)/uv pip install --python $(BIN)/python --torch-backend $(TORCH_BACKEND) --no-verify-hashes \
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --torch-backend $(TORCH_BACKEND) --no-verify-hashes \
 		--constraints $(LOCK) --requirements pyproject.toml --all-extras
 else
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirements $(LOCK)
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes --requirements $(LOCK)
 endif
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
