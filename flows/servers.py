@@ -8,7 +8,6 @@ bound to the life of this process.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -22,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -345,7 +344,7 @@ def _start_prefect(home: Path, port: int, *, with_pages: bool) -> Server:
         environment["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"] = "[]"
     turn = _take_turn(home / "prefect.db")
     server = _start(home, "prefect", command, port, environment, health="/api/health")
-    return dataclasses.replace(server, turn=turn)
+    return replace(server, turn=turn)
 
 
 def _take_turn(database: Path) -> IO[str] | None:

@@ -147,7 +147,7 @@ def test_start_prefect__a_new_home_has_one_at_a_time(tmp_path, somebody, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("clean_environment")
-def test_start_prefect__two_at_once_in_a_new_home(tmp_path):
+def test_start_prefect__three_at_once_in_a_new_home(tmp_path):
     start = (
         "import sys; from pathlib import Path; from flows import environment, servers\n"
         "home = Path(sys.argv[1]); environment.set_defaults(home)\n"

@@ -113,10 +113,8 @@ def test_calibrate_walk__judges_the_walk_that_runs(made, tmp_path):
     assert runs["refine_seeds"] is not None
     rows = []
     for photo in work.dataset(inputs["data"]).splits["train"]:
-        pixels, cam = (
-            read_photo(photo.path),
-            read_cam(work.folder(inputs["cams"]) / f"{photo.id}.npz"),
-        )
+        pixels = read_photo(photo.path)
+        cam = read_cam(work.folder(inputs["cams"]) / f"{photo.id}.npz")
         edges = boundary_maps(net, pixels[None], scales=runs["scales"])[0]
         seeded = Seeded(pixels, cam.classes, cam.cam, upsample_cam(cam.cam, cam.size), edges)
         planes = irn.expand([seeded], runs)[0].scores[1:]

@@ -7,11 +7,11 @@ They ask the classifier that made the CAMs how much of a photo its tags need; se
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +144,6 @@ def adopt_walk(config: Config, calibration: Manifest) -> Config:
     return config.model_copy(update={"expansion": expansion})
 
 
-def _walk_settings(config: Config) -> dict[str, Any]:
-    """The walk with the seeds it starts from; what a CRF does after it is not judged."""
-    return {**irn.choose_settings(config), "refine": None}
-
-
 def is_open(settings: IrnConfig) -> bool:
     """Whether the walk waits for `calibrate_walk`."""
     return "auto" in (settings.beta, settings.log2_steps, settings.threshold)
@@ -209,7 +204,7 @@ def _judge(
             edges = boundary_maps(net, pixels[None], scales=walks[0]["scales"])[0]
             seeded = Seeded(pixels, cam.classes, cam.cam, scores, edges)
             start, _ = irn.choose_start(seeded, walks[0])  # the same for every walk
-            seeded = dataclasses.replace(seeded, cam=start)
+            seeded = replace(seeded, cam=start)
             expanded = [
                 irn.expand([seeded], walk | {"refine_seeds": None})[0].scores[1:] for walk in walks
             ]
@@ -256,6 +251,11 @@ def _load(folder: Path, device: str) -> ContextClassifier:
 @functools.lru_cache(maxsize=1)
 def _load_boundary(folder: Path, device: str) -> BoundaryNet:
     return load_boundary_net(folder).to(device).to(memory_format=torch.channels_last)
+
+
+def _walk_settings(config: Config) -> dict[str, Any]:
+    """The walk with the seeds it starts from; what a CRF does after it is not judged."""
+    return {**irn.choose_settings(config), "refine": None}
 
 
 calibrate_seeds = Stage("calibrate_seeds", _write_seeds, lambda config: {})
