@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsss_core.errors import StoreError
+
 if TYPE_CHECKING:
     from wsss_core.config import Config
 
@@ -58,8 +60,17 @@ def describe_environment(home: Path) -> dict[str, str]:
 
 
 def set_defaults(home: Path) -> None:
-    """Prepare this process and its children; has to come before Prefect or MLflow is imported."""
-    home.mkdir(parents=True, exist_ok=True)
+    """Prepare this process and its children; has to come before Prefect or MLflow is imported.
+
+    Raises:
+        StoreError: If there is no home and none can be made.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"the home {home} cannot be made ({error.strerror}); set CONTA_HOME to another"
+        ) from error
     defaults = {
         **describe_environment(home),
         # `conta` speaks for itself

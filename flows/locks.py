@@ -57,7 +57,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
         BusyError: If another live process holds it.
         StoreError: If its file cannot be written.
     """
-    with _open(path) as file:
+    with open_lock(path) as file:
         free = _try_lock(file.fileno())
         holder = read_holder(path)
         if not free or _lives_elsewhere(holder):
@@ -101,7 +101,12 @@ def read_holder(path: Path) -> Holder | None:
         return None
 
 
-def _open(path: Path) -> IO[str]:
+def open_lock(path: Path) -> IO[str]:
+    """The file of a lock, made if need be.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("a+")

@@ -352,8 +352,7 @@ def _take_turn(database: Path) -> IO[str] | None:
 
     Of two Prefect servers that make the same SQLite file one ends with "database is locked".
     """
-    database.parent.mkdir(parents=True, exist_ok=True)
-    lock = database.with_name(f".{database.name}.lock").open("a")
+    lock = locks.open_lock(database.with_name(f".{database.name}.lock"))
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not database.exists():
         return lock

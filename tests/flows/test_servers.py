@@ -16,7 +16,7 @@ from httpx import ConnectError
 
 from flows import environment, launch, runs, servers
 from wsss_core.config import parse_config
-from wsss_core.errors import BusyError, ContaError, InputError
+from wsss_core.errors import BusyError, ContaError, InputError, StoreError
 from wsss_core.workers import start_process
 
 
@@ -192,6 +192,12 @@ def test_set_defaults__the_user_wins(tmp_path):
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow.lab:5000"
     assert os.environ["PREFECT_RESULTS_DEFAULT_SERIALIZER"] == "json"
     assert "PREFECT_HOME" not in environment.describe_environment(tmp_path)
+
+
+def test_set_defaults__a_home_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"home .*/file/home cannot be made .*; set CONTA_HOME"):
+        environment.set_defaults(tmp_path / "file" / "home")
 
 
 @pytest.mark.usefixtures("clean_environment")
