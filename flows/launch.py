@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, cast
 from flows import runs, servers
 from flows.environment import locate_data, set_defaults
 from flows.locks import find_holder
-from wsss_core.causal.pasting import OWN, PASTED
 from wsss_core.config import Config, parse_config
 from wsss_core.errors import BusyError, ContaError, DataError, InputError, SettingsError
 
@@ -51,6 +51,7 @@ def execute(
 
         if former is not None:
             check_same(former, config, home)
+        _prepare_new_home(server)
         server.wait_ready()
         with _ending_politely():
             name = conta_flow(config, cast("runs.StageName | None", until))
@@ -153,6 +154,7 @@ def execute_study(study: Study, *, home: Path, folder: Path, data: Path | None) 
     with _served_by(server):
         from flows.cells import study_flow
 
+        _prepare_new_home(server)
         server.wait_ready()
         with _ending_politely():
             return study_flow(study, folder, data)
@@ -168,6 +170,16 @@ def plan(config: Config, *, home: Path) -> list[Planned]:
     from flows.plan import plan_run
 
     return plan_run(config, home)
+
+
+def _prepare_new_home(server: servers.Server) -> None:
+    """While a server makes its database, for seconds, do what the run would stop for later."""
+    if server.turn is None:
+        return
+    from tasks.tracking import make_database
+
+    make_database(os.environ["MLFLOW_TRACKING_URI"])
+    import timm  # noqa: F401
 
 
 @contextlib.contextmanager
@@ -215,7 +227,7 @@ def _check_until(until: str | None, config: Config) -> None:
             f"stage {until} belongs to expansion.method irn, but it is "
             f"{config.expansion.method!r}; add --set expansion.method=irn"
         )
-    if until == "confounders" and config.causal.context in ("none", PASTED, OWN):
+    if until == "confounders" and config.causal.context in ("none", "pasted", "pasted_own"):
         raise InputError(
             f"causal.context {config.causal.context!r} finds no confounders; "
             "stop after another stage"

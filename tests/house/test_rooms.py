@@ -21,11 +21,18 @@ def test_layers__contracts_are_kept():
     assert "0 broken" in done.stdout
 
 
-def test_command__imports_nothing_heavy():
-    check = (
-        "import sys, flows.cli; "
-        "print(sorted({'torch', 'prefect', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("flows.cli", {"torch", "prefect", "mlflow", "numpy", "pydantic"}),
+        (
+            "flows.launch",
+            {"torch", "prefect", "mlflow", "numpy"},
+        ),  # they are imported beside the server
+    ],
+)
+def test_command__imports_nothing_heavy(module, heavy):
+    check = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 
