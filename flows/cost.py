@@ -64,8 +64,7 @@ def _call_cost(label: str, config: Config, *, photos: Mapping[str, int], side_px
     forward_s = _STEP_S * _FORWARD_RATIO * pixels / 224**2
     if name == "classifier":
         return _training_cost(config.classifier.backbone, config.classifier.training, num)
-    if name in ("segmenter", "half_segmenter"):
-        num = len_train if name == "segmenter" else -(-len_train // 2)
+    if name == "segmenter":
         return _training_cost(config.segmenter.backbone, config.segmenter.training, num)
     if name == "boundary":
         boundary = config.expansion.irn.boundary
@@ -74,7 +73,7 @@ def _call_cost(label: str, config: Config, *, photos: Mapping[str, int], side_px
         views = 2 * sum(scale**2 for scale in config.seeds.scales)
         weight = _BACKBONES.get(config.classifier.backbone, (10.0, 0.0))[0]
         return Cost(num * pixels * _CAM_BYTES, num * views * forward_s * weight)
-    if name in ("predictions", "test", "crossfit"):
+    if name in ("predictions", "test"):
         weight = _BACKBONES.get(config.segmenter.backbone, (10.0, 0.0))[0]
         x_m = 4 * config.causal.context_size**2
         return Cost(num * (pixels * _MASK_BYTES + x_m), num * 2 * forward_s * weight)

@@ -178,21 +178,13 @@ def make_masks(
 
 def find_confounders(config: Config, step: Step, former: Made, made: Made, masks: Manifest) -> None:
     """What the next classifier adjusts for, and the X_m that it is shown with each photo."""
-    seen, prototypes = made.predictions, None
-    if config.causal.context == "features" or config.causal.clusters:
-        prototypes = step(stages.average_features, predictions=seen, masks=masks)
+    made.x_m = made.predictions
     made.confounders = step(
         stages.update_confounders,
-        predictions=seen,
+        predictions=made.predictions,
         masks=masks,
         former=former.confounders,
-        prototypes=prototypes,
     )
-    made.x_m = seen
-    if config.causal.x_m == "crossfit":
-        even = step(stages.train_half, masks=masks, split="even")
-        odd = step(stages.train_half, masks=masks, split="odd")
-        made.x_m = step(stages.crossfit_photos, even=even, odd=odd)
     for split in config.data.val[:1]:
         made.val_predictions = step(stages.segment_photos, segmenter=made.segmenter, split=split)
 

@@ -27,16 +27,13 @@ from wsss_core.stages.data import index_truth as _index_truth
 from wsss_core.stages.masks import expand_masks as _expand_masks
 from wsss_core.stages.masks import truth_masks as _truth_masks
 from wsss_core.stages.panels import draw_panels as _draw_panels
-from wsss_core.stages.predictions import crossfit_photos as _crossfit_photos
 from wsss_core.stages.predictions import segment_photos as _segment_photos
 from wsss_core.stages.predictions import test_segmenter as _test_segmenter
-from wsss_core.stages.prototypes import average_features as _average_features
 from wsss_core.stages.scenes import make_scenes as _make_scenes
 from wsss_core.stages.scores import check_tags as _check_tags
 from wsss_core.stages.scores import score_cams as _score_cams
 from wsss_core.stages.scores import score_masks as _score_masks
 from wsss_core.stages.scores import score_segmenter as _score_segmenter
-from wsss_core.stages.segmenter import train_half as _train_half
 from wsss_core.stages.segmenter import train_segmenter as _train_segmenter
 from wsss_core.stages.stage import Workspace
 from wsss_core.stages.tag_scores import score_classifier as _score_classifier
@@ -184,36 +181,12 @@ def segment_photos(
     return _segment_photos(config, work, data=data, segmenter=segmenter, split=split)
 
 
-@stage_task(_train_half)
-def train_half(
-    config: Config, work: Workspace, *, data: Manifest, masks: Manifest, split: str
-) -> Manifest:
-    """A segmenter of the even or the odd photos, for the X_m of the others."""
-    return _train_half(config, work, data=data, masks=masks, split=split)
-
-
-@stage_task(_crossfit_photos)
-def crossfit_photos(
-    config: Config, work: Workspace, *, data: Manifest, even: Manifest, odd: Manifest
-) -> Manifest:
-    """Masks and X_m of the training photos, each by the segmenter that never saw it."""
-    return _crossfit_photos(config, work, data=data, even=even, odd=odd)
-
-
 @stage_task(_test_segmenter)
 def test_segmenter(
     config: Config, work: Workspace, *, data: Manifest, segmenter: Manifest, split: str
 ) -> Manifest:
     """Masks of a split by the settings that scores are made with."""
     return _test_segmenter(config, work, data=data, segmenter=segmenter, split=split)
-
-
-@stage_task(_average_features)
-def average_features(
-    config: Config, work: Workspace, *, data: Manifest, predictions: Manifest, masks: Manifest
-) -> Manifest:
-    """What each class, and each group of background, looks like to a frozen trunk."""
-    return _average_features(config, work, data=data, predictions=predictions, masks=masks)
 
 
 @stage_task(_update_confounders)
@@ -225,17 +198,10 @@ def update_confounders(
     predictions: Manifest,
     masks: Manifest,
     former: Manifest | None,
-    prototypes: Manifest | None,
 ) -> Manifest:
     """The confounder set that the next round's classifier adjusts for."""
     return _update_confounders(
-        config,
-        work,
-        data=data,
-        predictions=predictions,
-        masks=masks,
-        former=former,
-        prototypes=prototypes,
+        config, work, data=data, predictions=predictions, masks=masks, former=former
     )
 
 

@@ -21,9 +21,6 @@ TRAINED = (
     "masks",
     "segmenter",
     "predictions",
-    "half_segmenter",
-    "crossfit",
-    "prototypes",
     "confounders",
 )
 TRUTH = ("SegmentationClass", "Roles", "scenes.json")

@@ -166,6 +166,10 @@ class ClassifierConfig(_Settings):
     training: TrainingConfig = TrainingConfig()
 
 
+_GONE = {"clusters": 0, "x_m": "self"}
+"""Settings of the first release that are no more, at the value that did nothing."""
+
+
 class CausalConfig(_Settings):
     """The intervention: how the next round's context map M is made (CONTA Eq. 1-4; DESIGN 5)."""
 
@@ -176,15 +180,13 @@ class CausalConfig(_Settings):
         "shuffled_cells",
         "uniform_alpha",
         "conta",
-        "features",
         "pasted",
         "pasted_own",
     ] = Field(
         "conta",
-        description="What the classifier sees beside the photo. The confounders of `conta` are "
-        "where classes lie, those of `features` what they look like; `pasted` puts objects before "
-        "the context of other photos instead and reads nothing below; the others are controls "
-        "(`pasted_own`: elsewhere in the object's own photo).",
+        description="What the classifier sees beside the photo. `pasted` puts objects before the "
+        "context of other photos instead of a map and reads nothing below; but `conta` the others "
+        "are controls (`pasted_own`: elsewhere in the object's own photo).",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
@@ -226,30 +228,19 @@ class CausalConfig(_Settings):
         description="Deviation of W1 and W2 at the start (0.02: VC R-CNN). The dot products grow "
         "with its square: at 0.02 alpha is 1/n for every photo, at 0.1 photos differ.",
     )
-    clusters: int = Field(
-        0,
-        ge=0,
-        le=256,
-        description="k: groups of background, by their look, that join the classes as confounders; "
-        "about as many as classes. 0: classes alone (CONTA).",
-    )
     context_size: int = Field(
         32, ge=4, le=128, description="Side of the canonical frame of c_i and X_m, in cells."
     )
-    x_m: Literal["self", "crossfit"] = Field(
-        "self",
-        description="Which segmenter predicts a training photo's X_m: the round's own, or one of "
-        "two that were trained on half of the photos each, not on this one.",
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forget(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if (name, value) not in _GONE.items()}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> CausalConfig:
-        if self.context == "features" and self.fusion == "all":
-            raise ValueError("context 'features' has prototypes of one depth; fusion cannot be all")
-        if self.context == "features" and self.x_m == "crossfit":
-            raise ValueError("context 'features' asks the photo itself; x_m 'crossfit' is not read")
-        if self.context == "features" and self.attention_std != 0.02:
-            raise ValueError("context 'features' has no W1 and W2; attention_std is not read")
         if self.exact_samples is not None and self.adjustment != "exact":
             raise ValueError("exact_samples is read by adjustment 'exact' alone")
         if self.adjustment == "exact" and self.context in ("seg_mask", "pasted", "pasted_own"):
@@ -607,6 +598,7 @@ class Config(_Settings):
                 },
             },
         )
+        tree["causal"] |= _GONE
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:8]
 
 

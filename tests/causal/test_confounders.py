@@ -197,14 +197,6 @@ def test_tag_prior__sums_to_one(tags, kind):
     assert prior.min() >= 0
 
 
-def test_tag_prior__further_confounders_follow_the_classes():
-    tags = [(0,), (0, 1), (1,)]
-    uniform = tag_prior(tags, num_classes=2, kind="uniform", further=[3, 1])
-    assert np.array_equal(uniform, np.float32([0.25] * 4))
-    frequency = tag_prior(tags, num_classes=2, kind="frequency", further=[3, 1])
-    assert np.array_equal(frequency, np.float32([2 / 8, 2 / 8, 3 / 8, 1 / 8]))
-
-
 def test_tag_prior__refuses_what_it_cannot_count():
     with pytest.raises(DataError, match="no training photo has a tag"):
         tag_prior([(), ()], num_classes=2, kind="frequency")

@@ -573,7 +573,6 @@ def test_context_report__never_nan(n):
         ("conta", 0.05, 0.3, None),
         ("uniform_alpha", 0.05, 0.0, None),
         ("uniform_alpha", 0.0, 0.0, "it adds 0 % of what the photo adds"),
-        ("features", 0.05, None, None),  # M has no map there
         ("none", None, None, None),
     ],
 )

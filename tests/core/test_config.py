@@ -139,18 +139,6 @@ MESSAGES = [
         "causal.adjustment: should be 'nwgm' or 'exact', not 'sum'",
     ),
     (
-        {"causal": {"context": "features", "fusion": "all"}},
-        "causal: context 'features' has prototypes of one depth; fusion cannot be all",
-    ),
-    (
-        {"causal": {"context": "features", "x_m": "crossfit"}},
-        "causal: context 'features' asks the photo itself; x_m 'crossfit' is not read",
-    ),
-    (
-        {"causal": {"context": "features", "attention_std": 0.1}},
-        "causal: context 'features' has no W1 and W2; attention_std is not read",
-    ),
-    (
         {"causal": {"exact_samples": 2}},
         "causal: exact_samples is read by adjustment 'exact' alone",
     ),
@@ -403,6 +391,14 @@ def test_runtime__several_devices_are_not_one_gpu():
     with pytest.raises(SettingsError, match="device 'cuda:1' is one GPU; for devices 2 say auto"):
         parse_config({"runtime": {"device": "cuda:1", "devices": 2}})
     assert parse_config({"runtime": {"device": "cuda:1"}}).runtime.devices == 1
+
+
+def test_causal__settings_that_are_gone_are_forgotten_where_they_did_nothing():
+    config = parse_config({"causal": {"clusters": 0, "x_m": "self", "scale": "paper"}})
+    assert config == parse_config({"causal": {"scale": "paper"}})
+    for setting in ({"clusters": 8}, {"x_m": "crossfit"}):
+        with pytest.raises(SettingsError, match=f"causal.{next(iter(setting))}"):
+            parse_config({"causal": setting})
 
 
 def test_digest__of_the_first_release_is_that_of_today():

@@ -199,21 +199,11 @@ def test_conta_flow__irn_has_two_more_stages_before_the_masks(home, toys, conta,
     assert toys.take_calls()[0] == "masks"
 
 
-def test_conta_flow__crossfit_shows_the_classifier_another_x_m(toys, conta):
-    run = conta(rounds=1, causal={"x_m": "crossfit"})
-    calls = toys.take_calls()
-    assert calls.count("half_segmenter/even") == calls.count("half_segmenter/odd") == 2
-    plain = conta(rounds=1)
-    assert toys.take_calls()[0] == "confounders"  # round 0 has one classifier for all arms
-    assert plain.rounds[0].manifests["classifier"] == run.rounds[0].manifests["classifier"]
-    assert plain.rounds[1].manifests["classifier"] != run.rounds[1].manifests["classifier"]
-
-
 def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
     run = conta(rounds=1, causal={"context": "pasted"})
     calls = toys.take_calls()
     assert calls.count("classifier") == 2
-    assert not {"confounders", "prototypes", "draw_context"} & set(calls)
+    assert not {"confounders", "draw_context"} & set(calls)
     second = conta(rounds=1, causal={"context": "pasted"}, expansion={"crf": {"iterations": 3}})
     for stage in ("classifier", "segmenter"):
         made = [one.rounds[1].manifests[stage] for one in (run, second)]
@@ -229,23 +219,18 @@ def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
     assert "classifier" not in toys.take_calls()
 
 
-def test_conta_flow__features_have_prototypes_and_are_planned(home, toys, conta, monkeypatch):
-    tree = {"rounds": 1, "causal": {"context": "features"}}
+def test_conta_flow__context_is_planned(home, toys, conta, monkeypatch):
+    tree = {"rounds": 1, "causal": {"context": "uniform_alpha"}}
     conta(**tree)
-    calls = toys.take_calls()
-    assert calls.count("prototypes") == 2
-    assert calls[calls.index("prototypes") + 1] == "confounders"
     monkeypatch.setattr(plan, "index_truth", stages._index_truth)
     rows = plan.plan_run(parse_config({"name": "toy"} | tree), home)
     assert all(row.hit for row in rows)
     assert [row.stage for row in rows].count("draw_context") == 1
-    conta(rounds=1, causal={"clusters": 8})
-    assert toys.take_calls()[:2] == ["prototypes", "confounders"]
-    crossfit = {"rounds": 1, "causal": {"x_m": "crossfit"}}
-    planned = plan.plan_run(parse_config({"name": "toy"} | crossfit), home)
+    louder = {"rounds": 1, "causal": tree["causal"] | {"amplitude": 30}}
+    planned = plan.plan_run(parse_config({"name": "toy"} | louder), home)
     misses = [row for row in planned if not row.hit]
-    assert misses[0].reason.endswith('; x_m: "self" -> "crossfit"')
-    assert {"half_segmenter/odd", "crossfit"} < {row.stage for row in misses}
+    assert misses[0].reason == "amplitude: 1.0 -> 30.0"
+    assert {"classifier", "draw_context"} < {row.stage for row in misses}
 
 
 def test_conta_flow__until_and_truth_and_stop(toys, conta):

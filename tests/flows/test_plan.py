@@ -51,15 +51,6 @@ def test_estimate_cost__counts_misses_alone():
     assert two.num_bytes == one.num_bytes > 15e6
 
 
-def test_estimate_cost__halves_cost_as_much_as_the_whole():
-    def seconds(*stages):
-        rows = [Planned(0, stage, False) for stage in stages]
-        return cost.estimate_cost(rows, Config(), photos={"train": 10}, side_px=320).seconds
-
-    assert seconds("half_segmenter/even", "half_segmenter/odd") == seconds("segmenter")
-    assert seconds("crossfit") == seconds("predictions")
-
-
 def test_estimate_cost__irn_labels_with_two_crf_passes_and_masks_with_none():
     irn = parse_config({"expansion": {"method": "irn"}})
 

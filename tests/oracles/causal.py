@@ -100,22 +100,3 @@ def marginal_probability(logits, prior):
             for i in range(num):
                 out[b, k] += prior[i] / (1 + math.exp(-logits[i, b, k]))
     return out
-
-
-def feature_context(x, z, prior, query, key, value):
-    """M of one photo (d, h, w) from prototypes: x (C, h, w), z (n, C), query, key, value (d, C)."""
-    depth, height, width = len(query), x.shape[1], x.shape[2]
-    m = np.zeros((depth, height, width))
-    for r in range(height):
-        for q in range(width):
-            asked = [sum(query[d] * x[:, r, q]) for d in range(depth)]
-            logits = [
-                sum(asked[d] * sum(key[d] * z[i]) for d in range(depth)) / math.sqrt(depth)
-                for i in range(len(z))
-            ]
-            top = max(logits)
-            weights = [math.exp(value - top) for value in logits]
-            for i in range(len(z)):
-                share = prior[i] * weights[i] / sum(weights)
-                m[:, r, q] += [share * sum(value[d] * z[i]) for d in range(depth)]
-    return m

@@ -7,7 +7,6 @@ from torch import nn
 
 from tests.oracles import causal as oracle
 from wsss_core.causal.confounders import ConfounderSet
-from wsss_core.causal.features import CHANNELS, FeatureIntervention
 from wsss_core.causal.intervention import Intervention, UniformIntervention, place_context
 from wsss_core.models.backbones import Backbone, BackboneShape
 from wsss_core.models.classifier import Classifier, multilabel_loss
@@ -51,26 +50,16 @@ def build(fusion="block5", *, exact=True, confounders=None, kind=Intervention, s
             Residual(pair, stride) for pair, stride in zip(channels, (2, 1, 2, 1, 1), strict=True)
         ]
         shape = BackboneShape(tuple(out for _, out in channels), 4)
-        classifier = Classifier(
-            Backbone(blocks, shape),
-            num_classes=3,
-            fusion=fusion,
-            context_channels=CHANNELS if kind is FeatureIntervention else 1,
-        )
+        classifier = Classifier(Backbone(blocks, shape), num_classes=3, fusion=fusion)
         nn.init.normal_(classifier.head.weight)
         for part in classifier.slices:
             if awake:
                 nn.init.normal_(part.conv.weight)
     confounders = confounders or confounder_set()
     own = {} if kind is UniformIntervention else {"seed": 3}
-    if kind is FeatureIntervention:
-        width = classifier.context_slices()[0].channels_in
-        z = np.random.default_rng(5).normal(size=(3, width)).astype(np.float32)
-        intervention = kind(z, np.float32(PRIOR), scale="n", **own)
-    else:
-        intervention = kind(confounders, scale="n", **own)
-        for weight in intervention.parameters():
-            nn.init.normal_(weight, generator=torch.Generator().manual_seed(4))
+    intervention = kind(confounders, scale="n", **own)
+    for weight in intervention.parameters():
+        nn.init.normal_(weight, generator=torch.Generator().manual_seed(4))
     return ContextClassifier(classifier, intervention, exact=exact).eval()
 
 
@@ -91,8 +80,6 @@ def enumerated(model, batch):
     for i in range(model.intervention.num_classes):
 
         def at(x, i=i):
-            if isinstance(model.intervention, FeatureIntervention):
-                return model.intervention.terms(x, torch.full((1, len(x)), i))[0]
             term = model.intervention.terms(x_m)[:, i : i + 1]
             return place_context(term, affine=affine, size=tuple(x.shape[2:]))
 
@@ -100,40 +87,27 @@ def enumerated(model, batch):
     return torch.stack(maps)
 
 
-CASES = [(fusion, Intervention) for fusion in FUSIONS]
-CASES += [(fusion, FeatureIntervention) for fusion in ("block3", "block5", "head")]
-
-
-@pytest.mark.parametrize(("fusion", "kind"), CASES)
+@pytest.mark.parametrize("fusion", FUSIONS)
 @torch.no_grad()
-def test_exact__equals_enumeration(fusion, kind, batch):
-    model = build(fusion, kind=kind)
+def test_exact__equals_enumeration(fusion, batch):
+    model = build(fusion)
     each = enumerated(model, batch)
     expected = oracle.marginal_probability(each.mean(dim=(3, 4)).double().numpy(), PRIOR)
     np.testing.assert_allclose(model(*batch).sigmoid().numpy(), expected, rtol=1e-4)
     maps = sum(p * part for p, part in zip(PRIOR, each, strict=True))
     torch.testing.assert_close(model.class_maps(*batch), maps, rtol=1e-4, atol=1e-4)
-    one_pass = build(fusion, kind=kind, exact=False)
+    one_pass = build(fusion, exact=False)
     assert (one_pass(*batch).sigmoid() - model(*batch).sigmoid()).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("fusion", "kind"),
-    [
-        ("block2", Intervention),
-        ("block5", Intervention),
-        ("head", Intervention),
-        ("block4", FeatureIntervention),
-        ("head", FeatureIntervention),
-    ],
-)
-def test_exact__parts_and_recomputation_change_nothing(fusion, kind, batch, monkeypatch):
+@pytest.mark.parametrize("fusion", ["block2", "block5", "head"])
+def test_exact__parts_and_recomputation_change_nothing(fusion, batch, monkeypatch):
     """One pass that keeps everything against a pass a confounder that is computed again."""
     tags = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
     losses, grads = [], []
     for cells in (10**9, 1):
         monkeypatch.setattr(stage, "PASS_CELLS", cells)
-        model = build(fusion, kind=kind)
+        model = build(fusion)
         loss = multilabel_loss(model(*batch), tags)
         loss.backward()
         losses.append(loss.item())
@@ -204,10 +178,9 @@ def test_conta__is_uniform_alpha_where_alpha_cannot_matter(n, same, equal, batch
     assert torch.allclose(conta(*batch), uniform(*batch), rtol=1e-4, atol=1e-4) == equal
 
 
-@pytest.mark.parametrize("kind", [Intervention, FeatureIntervention])
 @torch.no_grad()
-def test_draw__stands_for_all_confounders(kind, batch):
-    model = build(kind=kind)
+def test_draw__stands_for_all_confounders(batch):
+    model = build()
     each = model.logits_by_confounder(*batch)
     draw = torch.tensor([[2, 2], [0, 1]])
     probabilities = model(*batch, draw).sigmoid()

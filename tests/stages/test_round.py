@@ -2,7 +2,6 @@
 
 import json
 import typing
-from argparse import Namespace
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,23 +10,20 @@ import torch
 from safetensors.torch import load_file
 
 from tests.stages.world import Listener, make_home, settings
-from wsss_core.causal.clusters import find_clusters
 from wsss_core.causal.confounders import ConfounderSet
 from wsss_core.causal.intervention import shuffle_cells
 from wsss_core.config import ExpansionConfig
 from wsss_core.data.images import read_mask, read_photo, write_mask
-from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop, normalise
+from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.errors import DataError, InputError
 from wsss_core.evaluation.panels import CELL_PX, GAP_PX, LINE_PX
 from wsss_core.expansion import crf
-from wsss_core.models.backbones import build_backbone
 from wsss_core.records import IGNORE_INDEX, Manifest
 from wsss_core.seeding import derive_seed
 from wsss_core.seeds.cam import label_map, read_cam, seed_size, upsample_cam, write_cam
 from wsss_core.stages import classifier as classifier_stage
 from wsss_core.stages import confounders as confounders_stage
 from wsss_core.stages import predictions as predictions_stage
-from wsss_core.stages import prototypes as prototypes_stage
 from wsss_core.stages import segmenter as segmenter_stage
 from wsss_core.stages.cams import make_cams
 from wsss_core.stages.classifier import load_classifier, train_classifier
@@ -40,7 +36,6 @@ from wsss_core.stages.predictions import (
     segment_photos,
     segment_photos_of_size,
 )
-from wsss_core.stages.prototypes import average_features
 from wsss_core.stages.segmenter import load_segmenter, train_segmenter
 from wsss_core.stages.stage import Workspace
 from wsss_core.stages.training import Pasting, draw_picture, read_picture
@@ -290,54 +285,6 @@ def lopsided():
     return model
 
 
-def test_half_segmenter__sees_every_second_photo(made, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        segmenter_stage,
-        "train",
-        lambda *_, items, **__: (
-            seen.append([photo.id for photo in items]) or [{"loss": 1.0, "skipped": 0}]
-        ),
-    )
-    inputs = {"data": made.data, "masks": made.masks}
-    for split in ("even", "odd"):
-        # class_balanced: no other test finds these untrained nets in the store
-        config = settings(segmenter__class_balanced=True)
-        manifest = segmenter_stage.train_half(config, made.work, split=split, **inputs)
-        assert manifest.metrics == {f"half_{split}/loss": 1.0}
-    assert seen == [["p0", "p2", "p4", "p6"], ["p1", "p3", "p5", "p7"]]
-
-
-def test_crossfit__every_photo_by_the_segmenter_that_never_saw_it(made, monkeypatch):
-    config = settings(causal__x_m="crossfit")
-    monkeypatch.setattr(predictions_stage, "load_segmenter", lambda folder: (folder, ()))
-    monkeypatch.setattr(predictions_stage, "_load", lambda folder, device: folder.name)
-
-    def answer(model, photos, **_):
-        foreground = {made.segmenter.key: 0.25, made.classifier.key: 0.75}[model]
-        return np.full((len(photos), 3, *photos.shape[1:3]), 1 - foreground, np.float32)
-
-    monkeypatch.setattr(predictions_stage, "segment_photos_of_size", answer)
-    # two artifacts that stand for two nets
-    halves = {"even": made.segmenter, "odd": made.classifier}
-    done = predictions_stage.crossfit_photos(config, made.work, data=made.data, **halves)
-    x_m = load_file(made.file(done, "x_m.safetensors"))["x_m"]
-    assert x_m.shape == (8, 8, 8)
-    assert x_m.mean(dim=(1, 2)).tolist() == pytest.approx([0.75, 0.25] * 4)
-    assert set(read_index(made.work.folder(done))) == {f"p{k}" for k in range(8)} | {"x_m"}
-
-
-def test_crossfit__a_list_of_one_has_no_halves(made):
-    with pytest.raises(InputError, match="there is none in the odd half"):
-        segmenter_stage._write_half(
-            None,
-            Namespace(work=Namespace(dataset=lambda _: Namespace(splits={"train": ("a",)}))),
-            data=made.data,
-            masks=made.masks,
-            split="odd",
-        )
-
-
 def test_segment_photos_of_size__probabilities_of_every_photo_alone(lopsided):
     photos = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
     found = segment_photos_of_size(lopsided, photos, scales=(1.0, 0.5), flip=True)
@@ -528,127 +475,6 @@ def test_classifier__drawn_confounders_are_a_photo_s_own(made):
     assert view["draw"].tolist() == [1]
 
 
-@pytest.mark.parametrize("adjustment", ["nwgm", "exact"])
-def test_classifier__prototypes_are_a_context_too(made, adjustment):
-    config = settings(causal__context="features", causal__adjustment=adjustment)
-    seen = {"data": made.data, "predictions": made.predictions, "masks": made.masks}
-    prototypes = average_features(config, made.work, **seen)
-    z = load_file(made.file(prototypes, "prototypes.safetensors"))["z"]
-    assert z.shape == (2, 112)  # what enters lite0's block 5
-    assert z.norm(dim=1).tolist() == pytest.approx([1, 1])
-    confounders = update_confounders(config, made.work, former=None, prototypes=prototypes, **seen)
-    inputs = {"data": made.data, "x_m": made.predictions}
-    classifier = train_classifier(config, made.work, confounders=confounders, **inputs)
-    assert classifier.history[0]["loss"] == pytest.approx(
-        made.classifier.history[0]["loss"], rel=1e-5
-    )
-    assert classifier.metrics["context/alpha_spread"] > 0
-    assert classifier.metrics["adjustment/logit_spread"] > 0
-    model = load_classifier(made.work.folder(classifier))
-    assert model.exact == (adjustment == "exact")
-    assert torch.equal(model.intervention.z, z)
-    assert bool(model.classifier.slices[0].conv.weight.any())
-    assert model.classifier.slices[0].conv.weight.shape == (672, 128, 1, 1)
-    cams = make_cams(config, made.work, classifier=classifier, **inputs)
-    assert cams.count == 8
-    drawn = draw_context(config, made.work, classifier=classifier, **inputs)
-    assert set(read_index(made.work.folder(drawn))) == {"context"}
-    page = read_photo(made.file(drawn, "context.png"))
-    left = GAP_PX + CELL_PX + GAP_PX
-    alpha = page[:, left : left + CELL_PX]
-    assert 2 < len(np.unique(alpha)) < 256  # cells of the feature map, not the photo
-
-
-def test_prototypes__are_mean_features_of_the_photos_tagged(made):
-    """Of the frozen trunk at the fused convolution, under the segmenter's own pixels."""
-    config = settings(causal__context="features")
-    seen = {"data": made.data, "predictions": made.predictions, "masks": made.masks}
-    found = average_features(config, made.work, **seen)
-    z = load_file(made.file(found, "prototypes.safetensors"))["z"].numpy()
-    seed = derive_seed(derive_seed(config.seed, "prototypes"), "trunk")
-    trunk = build_backbone("lite0", pretrained=False, output_stride=16, seed=seed).eval()
-    total = np.zeros((2, 112))
-    for photo in made.photos:
-        pixels = read_photo(photo.path)
-        with torch.no_grad():
-            x = trunk(normalise(torch.from_numpy(pixels).permute(2, 0, 1))[None])[3][0]
-        mask = read_mask(made.file(made.predictions, f"{photo.id}.png"))
-        height, width = x.shape[1:]
-        for tag in photo.tags:
-            own = (mask == tag + 1).reshape(height, 16, width, 16).mean(axis=(1, 3))
-            if own.any():
-                total[tag] += (x.numpy() * own).sum(axis=(1, 2)) / own.sum()
-    for row, expected in zip(z, total, strict=True):
-        if expected.any():
-            assert row == pytest.approx(expected / np.linalg.norm(expected), abs=1e-4)
-    assert total.any()
-
-
-@pytest.mark.parametrize("context", ["conta", "features", "uniform_alpha", "shuffled_cells"])
-def test_clusters__join_the_classes_as_confounders(made, context):
-    """The same groups whatever the context; each takes cells of the background alone."""
-    changes = {"causal__context": context, "causal__clusters": 3}
-    config = settings(**changes, causal__adjustment="exact")
-    half = settings(expansion={"method": "none"}, seeds__threshold=median_score(made))
-    masks = expand_masks(half, made.work, data=made.data, cams=made.cams)
-    seen = {"data": made.data, "predictions": masks, "masks": masks}
-    prototypes = average_features(config, made.work, **seen)
-    assert prototypes.key == average_features.key(settings(causal__clusters=3), **seen)
-    assert prototypes.metrics["prototypes/clusters"] == 3
-    arrays = load_file(made.file(prototypes, "prototypes.safetensors"))
-    assert arrays["z"].shape == (5, 112)
-    assert arrays["z"][2:].norm(dim=1).tolist() == pytest.approx([1] * 3)
-    plain = average_features(settings(), made.work, **seen)
-    z = load_file(made.file(plain, "prototypes.safetensors"))["z"]
-    assert torch.equal(arrays["z"][:2], z)
-
-    confounders = update_confounders(config, made.work, former=None, prototypes=prototypes, **seen)
-    found = ConfounderSet.load(made.file(confounders, "confounders.safetensors"))
-    assert found.c.shape == (5, 8, 8)
-    assert np.array_equal(found.c[2:], arrays["maps"].numpy())
-    assert found.prior.tolist() == pytest.approx([0.2] * 5)
-    assert 1 <= found.counts[2:].min() <= found.counts[2:].max() <= 8
-    inputs = {"data": made.data, "x_m": made.predictions}
-    classifier = train_classifier(config, made.work, confounders=confounders, **inputs)
-    assert classifier.history[0]["loss"] == pytest.approx(
-        made.classifier.history[0]["loss"], rel=1e-5
-    )
-    model = load_classifier(made.work.folder(classifier))
-    assert model.confounders.num_classes == 5
-    assert classifier.metrics["adjustment/logit_spread"] > 0
-    names = set(read_index(made.work.folder(confounders)))
-    assert ("prototypes" in names) == (context == "features")
-    drawn = draw_context(config, made.work, classifier=classifier, **inputs)
-    files = {"context"} if context == "features" else {"context", "confounders"}
-    assert set(read_index(made.work.folder(drawn))) == files
-    again = update_confounders(config, made.work, former=confounders, prototypes=prototypes, **seen)
-    assert again.digest == confounders.digest  # the former round's groups are no fallback
-
-
-def test_clusters__lie_where_the_background_is(made, monkeypatch):
-    """A trunk that sees grey levels: the ground's two halves are two groups, discs are none."""
-    photo = made.photos[0]
-    halves = np.zeros((1, 4, 4), np.float32)
-    halves[:, :, 2:] = 1
-    monkeypatch.setattr(prototypes_stage, "_features", lambda photo, trunk: halves)
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:16, :32] = 1  # two cells of the left half
-    mask[16:23, :16] = 1  # less than half of a third
-    mask[32:, 48:] = 2
-    monkeypatch.setattr(prototypes_stage, "read_mask", lambda path: mask)
-    where = {"folder": made.work.home, "load": lambda: None}
-    (cells,) = prototypes_stage._sample([photo], **where)
-    assert sorted(cells[:, 0].tolist()) == [0] * 6 + [1] * 6
-    groups = find_clusters(cells, num=2, seed=0)
-    ((shown, maps),) = prototypes_stage._locate([photo], **where, groups=groups, size=8)
-    assert shown == (0, 1)
-    left = maps[int(groups.centres[0, 0] > 0)]
-    expected = np.zeros((8, 8))
-    expected[2:, :4] = 1
-    assert np.array_equal(left, expected)
-    assert maps.sum() == 4 * 12
-
-
 def test_round__slice_frozen_at_zero_is_none_bit_for_bit(made, monkeypatch):
     build = classifier_stage.build_classifier
 
@@ -706,7 +532,6 @@ def test_round__slice_that_starts_at_random_is_seen_and_changes_nothing_else(mad
 def test_key__round_0_has_one_for_every_arm(made):
     arms = [{"context": context} for context in ("none", *CONTEXTS)]
     arms += [{"adjustment": "exact"}, {"adjustment": "exact", "exact_samples": 2}]
-    arms += [{"context": "features"}, {"x_m": "crossfit"}, {"clusters": 8}]
     arms += [{"slice_init": "random"}, {"attention_std": 0.1}, {"amplitude": 30.0}]
     inputs = {"data": made.data, "confounders": None, "x_m": None, "start": None}
     keys = {train_classifier.key(settings(causal=arm), **inputs) for arm in arms}

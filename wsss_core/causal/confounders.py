@@ -180,22 +180,19 @@ def tag_prior(
     *,
     num_classes: int,
     kind: Literal["uniform", "frequency"],
-    further: Sequence[int] = (),
-) -> Float32[np.ndarray, " m"]:
+) -> Float32[np.ndarray, " n"]:
     """P(c): the same for each, or the tag counts of the training photos normalised to 1.
 
     Args:
         tags: Of each training photo.
         num_classes: n, foreground classes.
         kind: `causal.prior`.
-        further: Photos that show each confounder which is no class; they come after the classes.
 
     Raises:
         DataError: If a tag is outside 0..num_classes-1, or no photo has a tag to count.
     """
     if kind == "uniform":
-        num = num_classes + len(further)
-        return np.full(num, 1 / num, np.float32)
+        return np.full(num_classes, 1 / num_classes, np.float32)
     counts = np.zeros(num_classes, np.int64)
     for photo_tags in tags:
         for tag in photo_tags:
@@ -206,8 +203,7 @@ def tag_prior(
             counts[tag] += 1
     if not counts.any():
         raise DataError("no training photo has a tag; set causal.prior to uniform or add tags")
-    every = np.concatenate([counts, np.asarray(further, np.int64)])
-    return (every / every.sum()).astype(np.float32)
+    return (counts / counts.sum()).astype(np.float32)
 
 
 def mean_pairwise_cosine(c: Float[np.ndarray, "n s s"]) -> float:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from wsss_core.models.backbones import Backbone
 
 ContextAt = Callable[[Tensor], Tensor]
-"""Gives the context (B,d,h,w) that joins the features (B,C,h,w) which enter a convolution, or
-(m*B,d,h,w) where each photo is looked at under m contexts, context after context; a map has d = 1.
+"""Gives the context map (B,1,h,w) that joins the features (B,C,h,w) which enter a convolution, or
+(m*B,1,h,w) where each photo is looked at under m contexts, context after context.
 """
 
 
@@ -29,19 +29,17 @@ class ContextSlice(nn.Module):
     names and weights stay as they are and conv(X; W) can be shared by every confounder.
 
     Attributes:
-        conv: conv_m, no bias, same stride; for a map with the same kernel, for vectors 1x1.
+        conv: conv_m, no bias, same kernel and stride.
         channels_in: C of the features that enter the convolution.
         context: The context of the batch under way; None adds nothing.
         rms: Root mean square of conv_m(M) and of conv(X) in the last batch.
     """
 
-    def __init__(self, beside: nn.Conv2d, *, channels: int) -> None:
+    def __init__(self, beside: nn.Conv2d) -> None:
         super().__init__()
         kernel, dilation = _pair(beside.kernel_size), _pair(beside.dilation)
-        if channels > 1:
-            kernel = (1, 1)
         self.conv = nn.Conv2d(
-            channels,
+            1,
             beside.out_channels,
             kernel,
             _pair(beside.stride),
@@ -73,20 +71,11 @@ class Classifier(nn.Module):
         slices: Where the context joins; empty for a plain classifier.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        num_classes: int,
-        fusion: str | None,
-        context_channels: int = 1,
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, num_classes: int, fusion: str | None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Conv2d(backbone.shape.channels[-1], num_classes, 1, bias=False)
-        self.slices = nn.ModuleList(
-            ContextSlice(conv, channels=context_channels) for conv in self._fused(fusion)
-        )
+        self.slices = nn.ModuleList(ContextSlice(conv) for conv in self._fused(fusion))
         self._num_shared = len(backbone.blocks)
         if fusion is not None and fusion != "head":
             self._num_shared = (2 if fusion == "all" else int(fusion.removeprefix("block"))) - 1
@@ -131,18 +120,6 @@ class Classifier(nn.Module):
         finally:
             for part in slices:
                 part.context = None
-
-    def fused_features(self, photos: Tensor) -> Tensor:
-        """What enters the fused convolution, (B,C,h,w); of several, the first."""
-        seen: list[Tensor] = []
-
-        def look(features: Tensor) -> Tensor:
-            seen.append(features)
-            channels = self.context_slices()[0].conv.in_channels
-            return features.new_zeros(len(features), channels, *features.shape[2:])
-
-        self.class_maps(photos, look)
-        return seen[0]
 
     def new_parameters(self) -> list[nn.Parameter]:
         """Parameters without pretrained weights: the class layer and the context slices."""

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float32
-from safetensors.numpy import load_file as load_numpy
-from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +17,6 @@ from torch.utils.data import default_collate
 
 from wsss_core.causal.adjustment import draw_confounders, marginal_logits, nwgm_gap
 from wsss_core.causal.confounders import ConfounderSet
-from wsss_core.causal.features import CHANNELS, FeatureIntervention, feature_report
 from wsss_core.causal.intervention import (
     SegMaskContext,
     UniformIntervention,
@@ -52,8 +49,6 @@ from wsss_core.training.loop import Batch, Trainable, train
 
 WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
 CONFOUNDERS, CAUSAL, X_M = "confounders.safetensors", "causal.json", "x_m.safetensors"
-PROTOTYPES = "prototypes.safetensors"
-
 
 PASS_CELLS = 16384
 """Feature cells that are passed on at a time under `exact`, photos and confounders together.
@@ -71,8 +66,7 @@ class ContextClassifier(nn.Module):
 
     Attributes:
         classifier: Trunk, slices, class layer.
-        intervention: Maps X_m (B,s,s) to M (B,1,s,s), or the features that enter the fused
-            convolution to M (B,d,h,w); None in round 0.
+        intervention: Maps X_m (B,s,s) to M (B,1,s,s); None in round 0.
         exact: Whether the confounders are summed over behind the network; else inside it (NWGM).
     """
 
@@ -119,9 +113,6 @@ class ContextClassifier(nn.Module):
         """Class maps (B,n,h,w) under M, the mean of the contexts: NWGM."""
         if self.intervention is None or x_m is None or affine is None:
             return self.classifier.class_maps(photos)
-        if isinstance(self.intervention, FeatureIntervention):
-            # its method, for the module would become a child of the slice
-            return self.classifier.class_maps(photos, self.intervention.forward)
         context_map = self.intervention(x_m)
         return self.classifier.class_maps(
             photos, lambda x: place_context(context_map, affine=affine, size=_size(x))
@@ -162,11 +153,7 @@ class ContextClassifier(nn.Module):
 
     def _context_of(self, x_m: Tensor, affine: Tensor) -> Callable[[Tensor], ContextAt]:
         """From the confounders chosen for each photo, (m,B), to the context that they give."""
-        confounders = self.confounders
-        if isinstance(confounders, FeatureIntervention):
-            # photos are repeated context after context, so the first B are all of them
-            return lambda which: lambda x: confounders.terms(x[: len(x_m)], which).flatten(0, 1)
-        terms, photos = confounders.terms(x_m), torch.arange(len(x_m), device=x_m.device)
+        terms, photos = self.confounders.terms(x_m), torch.arange(len(x_m), device=x_m.device)
 
         def context_of(which: Tensor) -> ContextAt:
             maps = terms[photos, which].flatten(0, 1)[:, None]
@@ -176,9 +163,9 @@ class ContextClassifier(nn.Module):
         return context_of
 
     @property
-    def confounders(self) -> UniformIntervention | FeatureIntervention:
+    def confounders(self) -> UniformIntervention:
         """The intervention as the confounders that are summed over: P(c) and f(X, c_i)."""
-        if not isinstance(self.intervention, UniformIntervention | FeatureIntervention):
+        if not isinstance(self.intervention, UniformIntervention):
             raise TypeError("this classifier has no confounders to sum over")
         return self.intervention
 
@@ -201,7 +188,6 @@ def build_classifier(
     x_m_rms: float,
     seed: int,
     pretrained: bool,
-    prototypes: np.ndarray | None = None,
 ) -> ContextClassifier:
     """An untrained classifier; without confounders the plain one of round 0.
 
@@ -214,21 +200,16 @@ def build_classifier(
         output_stride=settings.output_stride,
         seed=derive_seed(seed, "trunk"),
     )
-    intervention: UniformIntervention | SegMaskContext | FeatureIntervention | None = None
+    intervention = None
     if confounders is not None:
         own = derive_seed(seed, "context")
-        if prototypes is None:
-            intervention = build_context(causal, confounders, seed=own, x_m_rms=x_m_rms)
-        else:
-            prior = confounders.prior
-            intervention = FeatureIntervention(prototypes, prior, scale=causal.scale, seed=own)
+        intervention = build_context(causal, confounders, seed=own, x_m_rms=x_m_rms)
     if intervention is not None:
         intervention.gain *= causal.amplitude
     classifier = Classifier(
         backbone,
         num_classes=num_classes,
         fusion=causal.fusion if intervention is not None else None,
-        context_channels=CHANNELS if isinstance(intervention, FeatureIntervention) else 1,
     )
     initialise_head(classifier, torch_generator(seed, "head"))
     if causal.slice_init == "random":
@@ -251,16 +232,9 @@ def load_classifier(folder: Path) -> ContextClassifier:
         x_m_rms=description["x_m_rms"],
         seed=description["seed"],
         pretrained=False,
-        prototypes=_read_prototypes(folder),
     )
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model.eval()
-
-
-def _read_prototypes(folder: Path) -> np.ndarray | None:
-    """The z of a confounders or classifier artifact; None without context `features`."""
-    path = folder / PROTOTYPES
-    return load_numpy(path)["z"] if path.is_file() else None
 
 
 def photo_contexts(
@@ -303,12 +277,10 @@ def _write(
     dataset = job.work.dataset(data)
     photos, num_classes = dataset.splits["train"], len(dataset.classes)
     causal, confounder_set, contexts = CausalConfig(context="none"), None, None
-    prototypes = None
     if confounders is not None and x_m is not None:
         folder = job.work.folder(confounders)
         causal = CausalConfig.model_validate_json((folder / CAUSAL).read_text())
         confounder_set = ConfounderSet.load(folder / CONFOUNDERS)
-        prototypes = _read_prototypes(folder)
         contexts = _context_inputs(job.work.folder(x_m), causal, seed=job.seed)
     rms = 1.0 if contexts is None else root_mean_square(contexts)
     model = build_classifier(
@@ -319,7 +291,6 @@ def _write(
         x_m_rms=rms,
         seed=job.seed,
         pretrained=settings.pretrained,
-        prototypes=prototypes,
     )
     if start is not None:
         load_start(model, job.work.folder(start), stage=start.stage)
@@ -354,8 +325,6 @@ def _write(
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, out / WEIGHTS)
     if confounder_set is not None and model.intervention is not None:
         confounder_set.save(out / CONFOUNDERS)
-    if prototypes is not None:
-        save_numpy({"z": prototypes}, out / PROTOTYPES)
     description = {
         "classifier": settings.model_dump(mode="json"),
         "causal": causal.model_dump(mode="json"),
@@ -366,8 +335,7 @@ def _write(
     (out / DESCRIPTION).write_text(json.dumps(description, sort_keys=True))
     metrics = {"classifier/loss": history[-1]["loss"], "classifier/skipped": history[-1]["skipped"]}
     if model.intervention is not None and contexts is not None:
-        if prototypes is None:
-            metrics |= context_report(model.intervention, contexts)
+        metrics |= context_report(model.intervention, contexts)
         seen = [view(item, 0) for item in enumerate(photos[: settings.training.batch_size])]
         metrics["context/rms_ratio"] = context_ratio(model, default_collate(seen))
         if dead := say_dead(metrics, context=causal.context):
@@ -396,8 +364,6 @@ def gap_report(
 ) -> dict[str, float]:
     """`nwgm_gap` on at most `GAP_PHOTOS` whole photos, spread over the list: the same every round.
 
-    With prototypes also their `feature_report`.
-
     Args:
         model: Trained under either adjustment; its mode is kept.
         photos: Training photos.
@@ -405,8 +371,8 @@ def gap_report(
     """
     device, training = next(model.parameters()).device, model.training
     affine = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], device=device)
-    each, one_pass, alphas = [], [], []
-    confounders = model.confounders
+    each, one_pass = [], []
+    prior = model.confounders.prior.cpu()
     model.eval()
     for index in range(0, len(photos), -(-len(photos) // GAP_PHOTOS)):
         pixels = read_photo(photos[index].path)
@@ -415,13 +381,8 @@ def gap_report(
         x_m = contexts[index : index + 1].to(device)
         each.append(model.logits_by_confounder(view, x_m, affine).cpu())
         one_pass.append(model.one_pass_maps(view, x_m, affine).float().mean(dim=(2, 3)).cpu())
-        if isinstance(confounders, FeatureIntervention):
-            alphas.append(confounders.mean_alpha.cpu())
     model.train(training)
-    report = nwgm_gap(torch.cat(each, dim=1), torch.cat(one_pass), prior=confounders.prior.cpu())
-    if isinstance(confounders, FeatureIntervention):
-        report |= feature_report(confounders.z.cpu(), torch.cat(alphas))
-    return report
+    return nwgm_gap(torch.cat(each, dim=1), torch.cat(one_pass), prior=prior)
 
 
 def load_start(model: ContextClassifier, folder: Path, *, stage: str) -> None:

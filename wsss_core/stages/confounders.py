@@ -1,17 +1,12 @@
-"""Stage `confounders`: the segmenter's masks averaged a class, for the next round (step 4).
-
-Groups of background from stage `prototypes` follow the classes.
-"""
+"""Stage `confounders`: the segmenter's masks averaged a class, for the next round (step 4)."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
-from safetensors.numpy import load_file
+from jaxtyping import Float32
 
 from wsss_core.causal.confounders import (
     COSINE_THRESHOLD,
@@ -26,7 +21,7 @@ from wsss_core.config import CausalConfig
 from wsss_core.data.images import read_mask
 from wsss_core.observe import Recorder
 from wsss_core.records import Manifest, TaggedPhoto
-from wsss_core.stages.classifier import CAUSAL, CONFOUNDERS, PROTOTYPES
+from wsss_core.stages.classifier import CAUSAL, CONFOUNDERS
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
 
@@ -39,7 +34,6 @@ def _write(
     predictions: Manifest,
     masks: Manifest,
     former: Manifest | None = None,
-    prototypes: Manifest | None = None,
 ) -> Measured:
     causal: CausalConfig = job.settings
     dataset = job.work.dataset(data)
@@ -51,16 +45,12 @@ def _write(
 
     means, counts = average(job.work.folder(predictions), "average masks")
     unseen = bool((counts == 0).any())
-    before = ConfounderSet.load(job.work.folder(former) / CONFOUNDERS).c[:num] if former else None
+    before = ConfounderSet.load(job.work.folder(former) / CONFOUNDERS).c if former else None
     pseudo = average(job.work.folder(masks), "average pseudo-masks")[0] if unseen else None
     classes = complete_confounders(means, counts=counts, former=before, pseudo=pseudo)
-    maps, shown = _read_groups(prototypes, job, size=causal.context_size)
     tags = [photo.tags for photo in photos]
-    confounders = ConfounderSet(
-        c=np.concatenate([classes, maps]),
-        counts=np.concatenate([counts, shown]),
-        prior=tag_prior(tags, num_classes=num, kind=causal.prior, further=shown.tolist()),
-    )
+    prior = tag_prior(tags, num_classes=num, kind=causal.prior)
+    confounders = ConfounderSet(c=classes, counts=counts, prior=prior)
     confounders.save(out / CONFOUNDERS)
     (out / CAUSAL).write_text(causal.model_dump_json())
     cosine = mean_pairwise_cosine(confounders.c)
@@ -69,22 +59,11 @@ def _write(
             f"the class-average masks are nearly one (mean cosine {cosine:.3f} > "
             f"{COSINE_THRESHOLD}): alpha cannot matter, the context map tells photos apart no more"
         )
-    if prototypes is not None and causal.context == "features":
-        shutil.copyfile(job.work.folder(prototypes) / PROTOTYPES, out / PROTOTYPES)
     metrics = {
         "confounders/cosine": cosine,
         "confounders/unseen": float((counts == 0).sum()),
     }
     return Measured(metrics)
-
-
-def _read_groups(
-    prototypes: Manifest | None, job: Job, *, size: int
-) -> tuple[Float32[np.ndarray, "k s s"], Int64[np.ndarray, " k"]]:
-    """c_j of the groups of background, and the photos that show each; none without clusters."""
-    arrays = {} if prototypes is None else load_file(job.work.folder(prototypes) / PROTOTYPES)
-    none = np.zeros((0, size, size), np.float32)
-    return arrays.get("maps", none), arrays.get("counts", np.zeros(0, np.int64))
 
 
 def _shares(

@@ -1,8 +1,6 @@
 """Stage `draw_context`: what the classifier of a later round was shown beside its photos.
 
-`context.png` holds X_m and M of the photos that `panel.png` shows, `confounders.png` the c_i. With
-prototypes it holds, at each position, alpha of the photo's own tags together and the length of M;
-there is no `confounders.png`.
+`context.png` holds X_m and M of the photos that `panel.png` shows, `confounders.png` the c_i.
 """
 
 from __future__ import annotations
@@ -15,10 +13,8 @@ import torch
 from PIL import Image
 
 from wsss_core.causal.confounders import ConfounderSet
-from wsss_core.causal.features import FeatureIntervention
 from wsss_core.causal.intervention import UniformIntervention
 from wsss_core.data.images import read_photo
-from wsss_core.data.transforms import normalise, resize_photo, scaled_size
 from wsss_core.evaluation.panels import PanelRow, draw_panel, draw_sheet, shade, spread_evenly
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.stages.classifier import (
@@ -50,7 +46,7 @@ def _write(out: Path, job: Job, *, data: Manifest, classifier: Manifest, x_m: Ma
     if rows:
         title = "what the classifier was shown"
         draw_panel(rows, names=(), title=title).save(out / CONTEXT)
-    # `seg_mask` and `features` have the c_i beside them and do not read them
+    # `seg_mask` has the c_i beside it and does not read them
     if isinstance(model.intervention, UniformIntervention):
         _draw_confounders(folder / CONFOUNDERS, classes=dataset.classes).save(out / SHEET)
     return Measured()
@@ -62,34 +58,25 @@ def _row(
     """Photo, what M was asked by, and M as bright as its own largest."""
     pixels = read_photo(photo.path)
     size = (pixels.shape[0], pixels.shape[1])
-    name, asked, m = "X_m", field, field
+    m = field
     with torch.inference_mode():
-        if isinstance(model.intervention, FeatureIntervention):
-            target = scaled_size(size, 1.0, multiple=16)
-            view = normalise(resize_photo(pixels, target))[None]
-            features = model.classifier.fused_features(view)
-            name = "alpha of its tags"
-            asked = model.intervention.alpha(features)[0, list(photo.tags)].sum(0).numpy()
-            m = model.intervention(features)[0].norm(dim=0).numpy()
-        elif model.intervention is not None:
+        if model.intervention is not None:
             m = model.intervention(torch.from_numpy(field)[None])[0, 0].numpy()
     tags = ", ".join(classes[tag] for tag in photo.tags)
     return PanelRow(
         caption=f"{photo.id}   tags: {tags}   largest M {m.max():.3g}",
         photo=pixels,
-        cells={name: shade(asked, size, top=1.0), "M": shade(m, size)},
+        cells={"X_m": shade(field, size, top=1.0), "M": shade(m, size)},
         labels=frozenset(),
     )
 
 
 def _draw_confounders(path: Path, *, classes: Sequence[str]) -> Image.Image:
     confounders = ConfounderSet.load(path)
-    num_groups = confounders.num_classes - len(classes)
-    names = [*classes, *(f"background {number}" for number in range(1, num_groups + 1))]
     top = float(confounders.c.max())
     sheet = {
         f"{name}  {c.max():.2f}": shade(c, (MAP_PX, MAP_PX), top=top)
-        for name, c in zip(names, confounders.c, strict=True)
+        for name, c in zip(classes, confounders.c, strict=True)
     }
     return draw_sheet(sheet, title=f"confounders c_i; white is {top:.2f}")
 

@@ -1,8 +1,4 @@
-"""Stages `predictions` and `test`: what the segmenter sees in a split, as masks and as X_m.
-
-Stage `crossfit` does the same for the training photos by two segmenters of half the photos each,
-every photo by the one that was not trained on it.
-"""
+"""Stages `predictions` and `test`: what the segmenter sees in a split, as masks and as X_m."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ from wsss_core.data.transforms import normalise, resize_photo, scaled_size
 from wsss_core.expansion.crf import refine
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.stages.resume import write_shards
-from wsss_core.stages.segmenter import HALVES, half_of, load_segmenter
+from wsss_core.stages.segmenter import load_segmenter
 from wsss_core.stages.shards import naming, read_batches
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
@@ -87,29 +83,6 @@ def refine_prediction(
 
 def _write(out: Path, job: Job, *, data: Manifest, segmenter: Manifest, split: str) -> Measured:
     photos = job.work.dataset(data).splits[split]
-    x_m = _segment(out, job, photos, segmenter, what=f"segment {split}")
-    if job.settings["context_size"] is not None:
-        save_file({"x_m": torch.from_numpy(x_m)}, out / "x_m.safetensors")
-    return Measured()
-
-
-def _write_crossfit(
-    out: Path, job: Job, *, data: Manifest, even: Manifest, odd: Manifest
-) -> Measured:
-    photos = job.work.dataset(data).splits["train"]
-    side = job.settings["context_size"]
-    x_m = np.zeros((len(photos), side, side), np.float32)
-    for start, (split, other) in enumerate(zip(HALVES, (odd, even), strict=True)):
-        half = half_of(photos, split)
-        x_m[start::2] = _segment(out, job, half, other, what=f"segment the {split} half")
-    save_file({"x_m": torch.from_numpy(x_m)}, out / "x_m.safetensors")
-    return Measured()
-
-
-def _segment(
-    out: Path, job: Job, photos: Sequence[TaggedPhoto], segmenter: Manifest, *, what: str
-) -> Float32[np.ndarray, "n s s"]:
-    """Write the masks of some photos; returns their X_m."""
     settings: dict[str, Any] = job.settings
     device = str(job.work.device())
     rows = write_shards(
@@ -119,10 +92,12 @@ def _segment(
         photos,
         out=out,
         job=job,
-        what=what,
+        what=f"segment {split}",
         device=device,
     )
-    return np.concatenate(rows)
+    if settings["context_size"] is not None:
+        save_file({"x_m": torch.from_numpy(np.concatenate(rows))}, out / "x_m.safetensors")
+    return Measured()
 
 
 def _write_shard(
@@ -165,5 +140,4 @@ def _test_settings(config: Any) -> dict[str, Any]:
 
 
 segment_photos = Stage("predictions", _write, _context_settings)
-crossfit_photos = Stage("crossfit", _write_crossfit, _context_settings)
 test_segmenter = Stage("test", _write, _test_settings)

@@ -1,13 +1,9 @@
-"""Stage `segmenter`: train it on the pseudo-masks, from ImageNet every round (step 3).
-
-Stage `half_segmenter` trains another on every second photo, for an X_m of photos that it never saw.
-"""
+"""Stage `segmenter`: train it on the pseudo-masks, from ImageNet every round (step 3)."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -15,7 +11,6 @@ from torch import Tensor, nn
 
 from wsss_core.causal.pasting import SEGMENTER_SHARE
 from wsss_core.config import SegmenterConfig
-from wsss_core.errors import InputError
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.segmenter import (
     Segmenter,
@@ -39,8 +34,6 @@ from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Trainable, train
 
 WEIGHTS, DESCRIPTION = "segmenter.safetensors", "segmenter.json"
-HALVES = ("even", "odd")
-"""Which photos of the sorted training list a half holds, counted from 0."""
 
 
 def build_segmenter(
@@ -67,37 +60,12 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, tuple[str, ...]]:
     return model.eval(), tuple(description["classes"])
 
 
-def half_of(photos: Sequence[TaggedPhoto], split: str) -> Sequence[TaggedPhoto]:
-    """The photos of a half, one of `HALVES`."""
-    return photos[HALVES.index(split) :: 2]
-
-
 def _write(
     out: Path, job: Job, *, data: Manifest, masks: Manifest, context: str | None = None
 ) -> Measured:
-    photos = job.work.dataset(data).splits["train"]
-    return _train_on(out, job, photos, data=data, masks=masks, context=context)
-
-
-def _write_half(out: Path, job: Job, *, data: Manifest, masks: Manifest, split: str) -> Measured:
-    half = half_of(job.work.dataset(data).splits["train"], split)
-    if not half:
-        raise InputError(f"causal.x_m crossfit needs two photos; there is none in the {split} half")
-    measured = _train_on(out, job, half, data=data, masks=masks)
-    return Measured({f"half_{split}/loss": measured.history[-1]["loss"]}, measured.history)
-
-
-def _train_on(
-    out: Path,
-    job: Job,
-    photos: Sequence[TaggedPhoto],
-    *,
-    data: Manifest,
-    masks: Manifest,
-    context: str | None = None,
-) -> Measured:
     settings: SegmenterConfig = job.settings
     dataset = job.work.dataset(data)
+    photos = dataset.splits["train"]
     model = build_segmenter(
         settings, len(dataset.classes) + 1, seed=job.seed, pretrained=settings.pretrained
     )
@@ -165,4 +133,3 @@ def _loss(model: nn.Module, batch: Batch, *, class_balanced: bool) -> Tensor | N
 
 
 train_segmenter = Stage("segmenter", _write, lambda config: config.segmenter, seeded=True)
-train_half = Stage("half_segmenter", _write_half, lambda config: config.segmenter, seeded=True)
