@@ -176,9 +176,10 @@ def _prepare_new_home(server: servers.Server) -> None:
     """While a server makes its database, for seconds, do what the run would stop for later."""
     if server.turn is None:
         return
-    from tasks.tracking import make_database
+    from tasks.tracking import FAULTS, make_database
 
-    make_database(os.environ["MLFLOW_TRACKING_URI"])
+    with contextlib.suppress(*FAULTS):  # the run opens it again, and says what is wrong
+        make_database(os.environ["MLFLOW_TRACKING_URI"])
     import timm  # noqa: F401
 
 

@@ -49,7 +49,6 @@ class Made:
         classifier: None too if seeds or masks come from a folder or from truth.
         segmenter: Always there after a round.
         predictions: Its masks of the training photos, and their X_m.
-        x_m: The X_m that the next classifier sees; None without a context.
         val_predictions: The same for the photos that the classifier is scored on.
         confounders: None without a context.
         pasted: The pseudo-masks that the next classifier's objects are cut out by; None but under
@@ -59,10 +58,14 @@ class Made:
     classifier: Manifest | None = None
     segmenter: Manifest | None = None
     predictions: Manifest | None = None
-    x_m: Manifest | None = None
     val_predictions: Manifest | None = None
     confounders: Manifest | None = None
     pasted: Manifest | None = None
+
+    @property
+    def x_m(self) -> Manifest | None:
+        """The X_m that the next classifier sees; None without a context map."""
+        return None if self.confounders is None else self.predictions
 
 
 def score_what_is_there(config: Config, splits: Iterable[str]) -> Config:
@@ -74,8 +77,9 @@ def score_what_is_there(config: Config, splits: Iterable[str]) -> Config:
 def run_rounds(config: Config, truth: Manifest | None, step: Step) -> None:
     """Rounds 0..T, or fewer if `evaluation.stop_stability` says that masks no longer change.
 
-    Without a context (`causal.context: none`) the later rounds ask round 0's questions again and
-    have its answers from the store. The fully supervised twin has one round.
+    Without a context and from the same start (`causal.context: none`, `classifier.init: imagenet`)
+    the later rounds ask round 0's questions again and have its answers from the store. The fully
+    supervised twin has one round.
     """
     enough = config.evaluation.stop_stability
     made = Made()
@@ -177,8 +181,7 @@ def make_masks(
 
 
 def find_confounders(config: Config, step: Step, former: Made, made: Made, masks: Manifest) -> None:
-    """What the next classifier adjusts for, and the X_m that it is shown with each photo."""
-    made.x_m = made.predictions
+    """What the next classifier adjusts for, and the X_m of the photos that it is scored on."""
     made.confounders = step(
         stages.update_confounders,
         predictions=made.predictions,

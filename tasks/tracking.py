@@ -58,7 +58,8 @@ _MODEL_CODE = Path(__file__).with_name("serving.py")  # a path: importing it wou
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _LOCAL_PAGES = "http://127.0.0.1:5000"  # where `conta ui` serves a database of files
 _SQLITE = "sqlite:///"
-_FAULTS = (MlflowException, SQLAlchemyError, OSError)
+FAULTS = (MlflowException, SQLAlchemyError, OSError)
+"""What a database or server that is of no use raises; no run ends by it."""
 _BATCH = 100  # parameters that MLflow takes at once; ten times as many points
 
 
@@ -105,7 +106,7 @@ class Tracker:
             return
         try:
             call(*args)
-        except _FAULTS as error:
+        except FAULTS as error:
             self._failed = True
             reason = str(error).partition("\n")[0]
             self._note(f"MLflow failed ({reason}); the run goes on, and its next start catches up")
@@ -292,7 +293,7 @@ def promote(candidate: Candidate, write: Callable[[Path], None]) -> str:
         client = mlflow.MlflowClient()
         version = _find_version(client, candidate) or _register(client, candidate, write)
         client.set_registered_model_alias(MODEL, CHAMPION, version)
-    except _FAULTS as error:
+    except FAULTS as error:
         reason = str(error).partition("\n")[0]
         raise ContaError(
             f"MLflow failed ({reason}), so nothing was promoted; see conta doctor"
@@ -316,7 +317,7 @@ def fetch_champion(into: Path) -> Champion | None:
         folder = mlflow.artifacts.download_artifacts(
             artifact_uri=version.source, dst_path=str(into)
         )
-    except _FAULTS as error:
+    except FAULTS as error:
         reason = str(error).partition("\n")[0]
         raise ContaError(f"MLflow cannot give the champion ({reason}); see conta doctor") from error
     run, number = version.tags[RUN_TAG], version.tags[ROUND_TAG]
@@ -406,7 +407,7 @@ def keep_page(run_ids: Sequence[str], page: Path) -> str | None:
         client = mlflow.MlflowClient()
         for run_id in run_ids:
             client.log_artifact(run_id, str(page), "compare")
-    except _FAULTS as error:
+    except FAULTS as error:
         return str(error).partition("\n")[0]
     return None
 
@@ -431,7 +432,7 @@ def close_dead(experiment: str, name: str, ended_ms: int) -> bool:
         chosen = f"tags.`{RUN_TAG}` = '{name}' and attributes.status = 'RUNNING'"
         for run in client.search_runs([known.experiment_id], chosen):
             client.set_terminated(run.info.run_id, STATUS["failed"], end_time=ended_ms)
-    except _FAULTS as error:
+    except FAULTS as error:
         logger.warning("run %s died, and MLflow could not be told: %s", name, error)
         return False
     return True

@@ -184,9 +184,9 @@ class CausalConfig(_Settings):
         "pasted_own",
     ] = Field(
         "conta",
-        description="What the classifier sees beside the photo. `pasted` puts objects before the "
-        "context of other photos instead of a map and reads nothing below; but `conta` the others "
-        "are controls (`pasted_own`: elsewhere in the object's own photo).",
+        description="What the classifier is shown. `conta`: a map of where classes lie beside the "
+        "photo; `pasted`: objects before the context of other photos (reads nothing below). All "
+        "others are controls (`pasted_own`: elsewhere in the object's own photo).",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
@@ -237,7 +237,12 @@ class CausalConfig(_Settings):
     def _forget(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if (name, value) not in _GONE.items()}
+        asked = [name for name, idle in _GONE.items() if given.get(name, idle) != idle]
+        if given.get("context") == "features":
+            asked.append("context features")
+        if asked:
+            raise ValueError(f"{asked[0]} was taken out, for it did not help (docs/decisions/0005)")
+        return {name: value for name, value in given.items() if name not in _GONE}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> CausalConfig:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import os
@@ -267,6 +268,20 @@ def test_execute__a_prefect_server_that_died_is_named_with_what_to_do(tmp_path, 
     monkeypatch.setattr("flows.conta.conta_flow", lose)
     with pytest.raises(ContaError, match=r"server at http://127\.0\.0\.1:1 answers no more \(All"):
         launch.execute(parse_config({"name": "toy"}), home=tmp_path)
+
+
+def test_prepare_new_home__a_database_that_cannot_be_made_ends_no_run(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
+    server = servers.Server("http://127.0.0.1:1", "/health")
+    with (tmp_path / "lock").open("w") as turn:
+        launch._prepare_new_home(dataclasses.replace(server, turn=turn))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    launch._prepare_new_home(server)  # no new home
+    assert not (tmp_path / "mlflow.db").exists()
+    with (tmp_path / "lock").open("w") as turn:
+        launch._prepare_new_home(dataclasses.replace(server, turn=turn))
+    assert (tmp_path / "mlflow.db").exists()
 
 
 def test_ending_politely__sigterm_ends_as_ctrl_c_does():

@@ -25,10 +25,8 @@ def test_layers__contracts_are_kept():
     ("module", "heavy"),
     [
         ("flows.cli", {"torch", "prefect", "mlflow", "numpy", "pydantic"}),
-        (
-            "flows.launch",
-            {"torch", "prefect", "mlflow", "numpy"},
-        ),  # they are imported beside the server
+        # what is slow to import is imported while the server comes up
+        ("flows.launch", {"torch", "prefect", "mlflow", "numpy"}),
     ],
 )
 def test_command__imports_nothing_heavy(module, heavy):

@@ -34,9 +34,9 @@ def build(fusion, *, seed=0):
     return classifier.eval()
 
 
-def ramp(features):
+def ramp(size):
     """A context that differs from cell to cell and photo to photo."""
-    height, width = features.shape[2:]
+    height, width = size
     values = torch.linspace(-1, 2, 2 * height * width)
     return values.view(2, 1, height, width)
 
@@ -68,10 +68,10 @@ def test_classifier__gradient_reaches_the_context_behind_a_frozen_block(fusion, 
     freeze(classifier.backbone, until=5, batch_norm=True)
     for part in classifier.slices:
         nn.init.normal_(part.conv.weight, std=0.1)
-    context = ramp(torch.zeros(1, 1, 6, 6)).clone().requires_grad_()
+    context = ramp((6, 6)).clone().requires_grad_()
 
-    def at(features):
-        return nn.functional.interpolate(context, size=features.shape[2:])
+    def at(size):
+        return nn.functional.interpolate(context, size=size)
 
     classifier(photos, at).sum().backward()
     assert bool(context.grad.any())
@@ -96,7 +96,7 @@ def test_classifier__slice_is_the_concatenation_of_photo_and_context(fusion):
     for index, block in enumerate(blocks):
         if index in fused:
             weight = torch.cat([block.weight, next(slices).conv.weight], dim=1)
-            wide = torch.cat([wide, ramp(wide)], dim=1)
+            wide = torch.cat([wide, ramp(tuple(wide.shape[-2:]))], dim=1)
             wide = nn.functional.conv2d(wide, weight, stride=2, padding=1)
         else:
             wide = block(wide)
@@ -108,9 +108,9 @@ def test_classifier__slice_is_the_concatenation_of_photo_and_context(fusion):
 def test_classifier__context_is_asked_for_at_the_size_of_the_fused_map(photos):
     sizes = []
 
-    def spy(features):
-        sizes.append(tuple(features.shape[2:]))
-        return torch.zeros(2, 1, *features.shape[2:])
+    def spy(size):
+        sizes.append(size)
+        return torch.zeros(2, 1, *size)
 
     build("all")(photos, spy)
     assert sizes == [(12, 12), (12, 12), (6, 6), (3, 3)]
@@ -124,7 +124,7 @@ def test_classifier__context_of_one_batch_does_not_stay_for_the_next(photos):
     assert not torch.equal(classifier(photos, ramp), before)
     assert torch.equal(classifier(photos), before)
 
-    def broken(_features):
+    def broken(_size):
         raise RuntimeError("no context")
 
     with pytest.raises(RuntimeError, match="no context"):
@@ -182,7 +182,7 @@ def test_context_rms_ratio__counts_what_the_slice_adds(photos):
     classifier(photos, ramp)
     handle.remove()
     photo = nn.functional.conv2d(seen["x"], conv.weight)
-    added = 0.5 * ramp(torch.zeros(1, 1, 3, 3)).expand(-1, conv.out_channels, -1, -1)
+    added = 0.5 * ramp((3, 3)).expand(-1, conv.out_channels, -1, -1)
     expected = float((added.square().mean() / photo.square().mean()).sqrt())
     assert classifier.context_rms_ratio() == pytest.approx(expected, rel=1e-4)
 

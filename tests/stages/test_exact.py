@@ -79,9 +79,9 @@ def enumerated(model, batch):
     maps = []
     for i in range(model.intervention.num_classes):
 
-        def at(x, i=i):
+        def at(size, i=i):
             term = model.intervention.terms(x_m)[:, i : i + 1]
-            return place_context(term, affine=affine, size=tuple(x.shape[2:]))
+            return place_context(term, affine=affine, size=size)
 
         maps.append(model.classifier.class_maps(photos, at))
     return torch.stack(maps)

@@ -27,14 +27,12 @@ _DTYPES = {"c": np.float32, "counts": np.int64, "prior": np.float32}
 
 @dataclass(frozen=True, eq=False)
 class ConfounderSet:
-    """The strata of the adjustment and their weights: n confounders, s x s cells.
-
-    The foreground classes, then the groups of background if there are any.
+    """The strata of the adjustment and their weights; n foreground classes, s x s cells.
 
     Attributes:
-        c: (n, s, s) float32, average masks in [0, 1].
-        counts: (n,) int64, training photos in which the segmenter found the class, or that show the
-            group; 0 marks a fallback c_i.
+        c: (n, s, s) float32, class-average masks in [0, 1].
+        counts: (n,) int64, training photos in which the segmenter found the class; 0 marks a
+            fallback c_i.
         prior: (n,) float32, P(c_i); sums to 1.
     """
 

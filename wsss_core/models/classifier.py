@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from wsss_core.models.backbones import Backbone
 
-ContextAt = Callable[[Tensor], Tensor]
-"""Gives the context map (B,1,h,w) that joins the features (B,C,h,w) which enter a convolution, or
-(m*B,1,h,w) where each photo is looked at under m contexts, context after context.
-"""
+ContextAt = Callable[[tuple[int, int]], Tensor]
+"""Gives the context map of a batch, (B,1,h,w), at a feature map's size (h,w); (m*B,1,h,w) where
+each photo is looked at under m contexts, context after context."""
 
 
 class ContextSlice(nn.Module):
@@ -56,7 +55,7 @@ class ContextSlice(nn.Module):
     def _add(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.context is None:
             return output
-        added = self.conv(self.context(inputs[0]))
+        added = self.conv(self.context((inputs[0].shape[-2], inputs[0].shape[-1])))
         self.rms = (_rms(added), _rms(output))
         times = len(added) // len(output)
         return (output if times == 1 else torch.cat([output] * times)) + added
@@ -173,7 +172,7 @@ def initialise_slices(classifier: Classifier, generator: torch.Generator) -> Non
     """
     for part in classifier.context_slices():
         weight = part.conv.weight
-        channels, (height, width) = part.channels_in + weight.shape[1], weight.shape[2:]
+        channels, (height, width) = part.channels_in + 1, weight.shape[2:]
         bound = (channels * height * width) ** -0.5
         with torch.no_grad():
             weight.copy_(torch.empty(weight.shape).uniform_(-bound, bound, generator=generator))

@@ -18,7 +18,6 @@ from torch.utils.data import default_collate
 from wsss_core.causal.adjustment import draw_confounders, marginal_logits, nwgm_gap
 from wsss_core.causal.confounders import ConfounderSet
 from wsss_core.causal.intervention import (
-    SegMaskContext,
     UniformIntervention,
     build_context,
     context_report,
@@ -34,7 +33,6 @@ from wsss_core.data.transforms import crop_photo, draw_crop, normalise, resize_p
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.classifier import (
     Classifier,
-    ContextAt,
     initialise_head,
     initialise_slices,
     multilabel_loss,
@@ -115,7 +113,7 @@ class ContextClassifier(nn.Module):
             return self.classifier.class_maps(photos)
         context_map = self.intervention(x_m)
         return self.classifier.class_maps(
-            photos, lambda x: place_context(context_map, affine=affine, size=_size(x))
+            photos, lambda size: place_context(context_map, affine=affine, size=size)
         )
 
     def logits_by_confounder(
@@ -133,38 +131,32 @@ class ContextClassifier(nn.Module):
         What no context changes runs once. Where there are several passes they keep nothing for the
         gradient and are computed again, so that memory is that of one.
         """
-        which = torch.arange(self.confounders.num_classes, device=photos.device)[:, None]
-        which = which.expand(-1, len(photos)) if draw is None else draw.T
-        context_of = self._context_of(x_m, affine)
+        terms = self.confounders.terms(x_m)
+        if draw is not None:
+            terms = terms.take_along_dim(draw[:, :, None, None], dim=1)
         features = self.classifier.begin(photos)
         cells = len(photos) * features.shape[-2] * features.shape[-1]
-        parts = torch.split(which, max(1, PASS_CELLS // cells))
-
-        def finish(features: Tensor, part: Tensor) -> Tensor:
-            num = len(part)
-            maps = self.classifier.finish(features, context_of(part), num_contexts=num)
-            return maps.reshape(num, -1, *maps.shape[1:])
-
+        parts = torch.split(terms.transpose(0, 1), max(1, PASS_CELLS // cells))
         for part in parts:
             if len(parts) > 1 and torch.is_grad_enabled():
-                yield checkpoint(finish, features, part, use_reentrant=False)
+                yield checkpoint(self._finish, features, part, affine, use_reentrant=False)
             else:
-                yield finish(features, part)
+                yield self._finish(features, part, affine)
 
-    def _context_of(self, x_m: Tensor, affine: Tensor) -> Callable[[Tensor], ContextAt]:
-        """From the confounders chosen for each photo, (m,B), to the context that they give."""
-        terms, photos = self.confounders.terms(x_m), torch.arange(len(x_m), device=x_m.device)
-
-        def context_of(which: Tensor) -> ContextAt:
-            maps = terms[photos, which].flatten(0, 1)[:, None]
-            places = affine.repeat(len(which), 1, 1)
-            return lambda x: place_context(maps, affine=places, size=_size(x))
-
-        return context_of
+    def _finish(self, features: Tensor, contexts: Tensor, affine: Tensor) -> Tensor:
+        """Class maps (m,B,n,h,w) behind `begin`, under contexts (m,B,s,s)."""
+        num, batch, side, _ = contexts.shape
+        flat, places = contexts.reshape(num * batch, 1, side, side), affine.repeat(num, 1, 1)
+        maps = self.classifier.finish(
+            features,
+            lambda size: place_context(flat, affine=places, size=size),
+            num_contexts=num,
+        )
+        return maps.reshape(num, batch, *maps.shape[1:])
 
     @property
     def confounders(self) -> UniformIntervention:
-        """The intervention as the confounders that are summed over: P(c) and f(X, c_i)."""
+        """The intervention as the confounders that are summed over: c, P(c), f(X, c_i)."""
         if not isinstance(self.intervention, UniformIntervention):
             raise TypeError("this classifier has no confounders to sum over")
         return self.intervention
@@ -173,10 +165,6 @@ class ContextClassifier(nn.Module):
         """Everything without pretrained weights: class layer, context slices, W1 and W2."""
         own = [] if self.intervention is None else list(self.intervention.parameters())
         return self.classifier.new_parameters() + own
-
-
-def _size(features: Tensor) -> tuple[int, int]:
-    return features.shape[-2], features.shape[-1]
 
 
 def build_classifier(
@@ -206,11 +194,8 @@ def build_classifier(
         intervention = build_context(causal, confounders, seed=own, x_m_rms=x_m_rms)
     if intervention is not None:
         intervention.gain *= causal.amplitude
-    classifier = Classifier(
-        backbone,
-        num_classes=num_classes,
-        fusion=causal.fusion if intervention is not None else None,
-    )
+    fusion = causal.fusion if intervention is not None else None
+    classifier = Classifier(backbone, num_classes=num_classes, fusion=fusion)
     initialise_head(classifier, torch_generator(seed, "head"))
     if causal.slice_init == "random":
         initialise_slices(classifier, torch_generator(seed, "slices"))
@@ -343,7 +328,7 @@ def _write(
                 f"the context {causal.context} is dead: {dead}, so this round says nothing of it; "
                 "causal.amplitude 30 makes it heard, with W1 and W2 also causal.attention_std 0.1"
             )
-        if not isinstance(model.intervention, SegMaskContext):
+        if isinstance(model.intervention, UniformIntervention):
             metrics |= gap_report(model.to(job.work.device()), photos, contexts)
     return Measured(metrics, history)
 

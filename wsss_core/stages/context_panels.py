@@ -17,12 +17,7 @@ from wsss_core.causal.intervention import UniformIntervention
 from wsss_core.data.images import read_photo
 from wsss_core.evaluation.panels import PanelRow, draw_panel, draw_sheet, shade, spread_evenly
 from wsss_core.records import Manifest, TaggedPhoto
-from wsss_core.stages.classifier import (
-    CONFOUNDERS,
-    ContextClassifier,
-    load_classifier,
-    photo_contexts,
-)
+from wsss_core.stages.classifier import CONFOUNDERS, load_classifier, photo_contexts
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Measured
 
@@ -35,33 +30,30 @@ def _write(out: Path, job: Job, *, data: Manifest, classifier: Manifest, x_m: Ma
     folder = job.work.folder(classifier)
     photos = {photo.id: photo for photo in dataset.splits["train"]}
     fields = photo_contexts(list(photos.values()), folder, job.work.folder(x_m))
-    model = load_classifier(folder)
+    context = load_classifier(folder).intervention
     given = dict(zip(photos, fields, strict=True))
     chosen = spread_evenly(list(photos), num=job.settings)
     rows = [
-        _row(photos[photo_id], field, model, classes=dataset.classes)
+        _row(photos[photo_id], field, context, classes=dataset.classes)
         for photo_id, field in ((photo_id, given[photo_id]) for photo_id in chosen)
-        if field is not None and model.intervention is not None
+        if field is not None and context is not None
     ]
     if rows:
         title = "what the classifier was shown"
         draw_panel(rows, names=(), title=title).save(out / CONTEXT)
-    # `seg_mask` has the c_i beside it and does not read them
-    if isinstance(model.intervention, UniformIntervention):
+    if isinstance(context, UniformIntervention):  # `seg_mask` has confounders and ignores them
         _draw_confounders(folder / CONFOUNDERS, classes=dataset.classes).save(out / SHEET)
     return Measured()
 
 
 def _row(
-    photo: TaggedPhoto, field: np.ndarray, model: ContextClassifier, *, classes: Sequence[str]
+    photo: TaggedPhoto, field: np.ndarray, context: torch.nn.Module, *, classes: Sequence[str]
 ) -> PanelRow:
-    """Photo, what M was asked by, and M as bright as its own largest."""
+    """Photo, X_m, and M as bright as its own largest."""
     pixels = read_photo(photo.path)
-    size = (pixels.shape[0], pixels.shape[1])
-    m = field
     with torch.inference_mode():
-        if model.intervention is not None:
-            m = model.intervention(torch.from_numpy(field)[None])[0, 0].numpy()
+        m = context(torch.from_numpy(field)[None])[0, 0].numpy()
+    size = (pixels.shape[0], pixels.shape[1])
     tags = ", ".join(classes[tag] for tag in photo.tags)
     return PanelRow(
         caption=f"{photo.id}   tags: {tags}   largest M {m.max():.3g}",
