@@ -78,7 +78,7 @@ def test_tell_wait__names_the_writer_and_how_far_it_is(tmp_path):
 def test_stage_task__every_stage_has_one_of_its_name():
     made = [getattr(stages, name) for name in vars(stages) if not name.startswith("_")]
     made = [t for t in made if isinstance(getattr(t, "cache_policy", None), policy.StagePolicy)]
-    assert len(made) == len({t.name for t in made}) == 26
+    assert len(made) == len({t.name for t in made}) == 23
     assert all(policy.stage_of(t).name == t.name for t in made)
     with pytest.raises(TypeError, match="'dataset' has no stage"):
         policy.stage_of(stages.index_data)
