@@ -51,7 +51,7 @@ def load_predictor(home: Path, model: str) -> tuple[str, Predictor]:
 
     work = Workspace(home)
     folder = work.store.open(chosen.manifests["segmenter"])
-    test = parse_config(run.config).segmenter_test
+    test = _read_settings(run).segmenter_test
     return f"{run.name}:{chosen.round}", Predictor(folder, test=test, device=work.device())
 
 
@@ -84,7 +84,7 @@ def promote(
             f"run {run.name} is not in MLflow, for that failed; give its `conta run` again, which "
             "copies it"
         )
-    config = parse_config(run.config)
+    config = _read_settings(run)
     chosen = Choice(last, "named by hand") if named else choose_round(run, config, metric)
     set_defaults(home)
     from tasks import tracking
@@ -130,6 +130,11 @@ def choose_round(run: Run, config: Config, metric: str | None) -> Choice:
     if free:
         reason += "; it needs no true masks, and none of a val list were there"
     return Choice(best, reason)
+
+
+def _read_settings(run: Run) -> Config:
+    """What a segmenter is used by; how it was trained may mean nothing to this version any more."""
+    return parse_config({part: run.config[part] for part in ("name", "data", "segmenter_test")})
 
 
 def _load_champion(home: Path) -> tuple[str, Predictor]:
