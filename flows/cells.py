@@ -11,7 +11,7 @@ from flows.conta import conta_flow
 from flows.environment import locate_data, resolve_home
 from flows.runs import Round, Run, StageName, read_run
 from flows.study import Cell, Study, find_cells, list_missing, write_cell
-from wsss_core.errors import ContaError
+from wsss_core.errors import ContaError, DataError
 from wsss_core.evaluation.paired import bootstrap_miou
 from wsss_core.observe import ConsoleRecorder
 from wsss_core.stages.audit import read_photo_counts
@@ -55,8 +55,18 @@ def take_cell(study: Study, run: Run, work: Workspace, *, arm: str, seed: int) -
         work: Where its artifacts are.
         arm: Name of the arm.
         seed: The seed.
+
+    Raises:
+        DataError: If the run lacks the round or the end point that the study compares.
     """
-    last = run.rounds[-1]
+    rounds = run.rounds[: study.rounds + 1]  # the run may have gone further for another study
+    last = rounds[-1]
+    if len(rounds) <= study.rounds or study.endpoint not in last.metrics:
+        raise DataError(
+            f"run {run.name} has no {study.endpoint} in round {study.rounds}: its last round is "
+            f"{last.round} and has {', '.join(sorted(last.metrics)) or 'no metrics'}; "
+            "change the study's endpoint or rounds"
+        )
     return Cell(
         arm=arm,
         seed=seed,
@@ -65,8 +75,9 @@ def take_cell(study: Study, run: Run, work: Workspace, *, arm: str, seed: int) -
         data=run.data,
         rounds=[
             {name: float(f"{v:.6g}") for name, v in entry.metrics.items() if name.count("/") < 2}
-            for entry in run.rounds
+            for entry in rounds
         ],
+        endpoint=study.endpoint,
         bootstrap=_bootstrap(study.endpoint, last, work),
         artifacts={label: made.digest for label, made in sorted(last.manifests.items())},
         versions=next(iter(last.manifests.values())).versions,

@@ -149,6 +149,10 @@ def execute_study(study: Study, *, home: Path, folder: Path, data: Path | None) 
     Raises:
         ContaError: As `execute`; the cells that are done stay.
     """
+    from flows.study import find_cells, list_missing
+
+    for arm, seed in list_missing(study, find_cells(study, folder)):
+        _check_until(study.until, locate_data(study.config(arm, seed, data=data)))
     set_defaults(home)
     server = servers.open_prefect(home)
     with _served_by(server):
@@ -160,16 +164,20 @@ def execute_study(study: Study, *, home: Path, folder: Path, data: Path | None) 
             return study_flow(study, folder, data)
 
 
-def plan(config: Config, *, home: Path) -> list[Planned]:
+def plan(config: Config, *, home: Path, until: str | None = None) -> list[Planned]:
     """Each call of each stage: found in the store, or missing and why. Computes nothing.
 
     The data are indexed, if they are a folder; scenes that were never made make everything a miss.
+
+    Raises:
+        ContaError: For what `execute` would refuse.
     """
+    _check_until(until, config)
     config = locate_data(config)
     set_defaults(home)
     from flows.plan import plan_run
 
-    return plan_run(config, home)
+    return plan_run(config, home, until)
 
 
 def _prepare_new_home(server: servers.Server) -> None:
@@ -228,7 +236,7 @@ def _check_until(until: str | None, config: Config) -> None:
             f"stage {until} belongs to expansion.method irn, but it is "
             f"{config.expansion.method!r}; add --set expansion.method=irn"
         )
-    if until == "confounders" and config.causal.context in ("none", "pasted", "pasted_own"):
+    if until == "confounders" and not config.causal.has_map:
         raise InputError(
             f"causal.context {config.causal.context!r} finds no confounders; "
             "stop after another stage"

@@ -26,7 +26,7 @@ from pydantic import (
 from flows.forest import draw_differences
 from flows.runs import MAIN_STAGES
 from wsss_core.causal.intervention import say_dead
-from wsss_core.config import Config, load_recipe, parse_config
+from wsss_core.config import CausalConfig, Config, load_recipe, parse_config
 from wsss_core.errors import DataError, SettingsError
 from wsss_core.evaluation.paired import (
     Interval,
@@ -104,6 +104,8 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} names one twice, it would count twice")
         if self.against not in self.arms:
             raise ValueError(f"against: {self.against!r} is no arm; there are {list(self.arms)}")
         if self.until is not None and self.until not in MAIN_STAGES:
@@ -151,6 +153,7 @@ class Cell(BaseModel):
         config: The resolved settings.
         data: Content digest of the data.
         rounds: Flat metrics of each round, those of single classes left out.
+        endpoint: The study's, which `bootstrap` is of.
         bootstrap: The end point of the last round under draws of photos; empty if the artifacts
             hold no counts of single photos.
         artifacts: Content digest of what each stage of the last round made.
@@ -165,6 +168,7 @@ class Cell(BaseModel):
     config: dict[str, Any]
     data: str
     rounds: list[dict[str, float]]
+    endpoint: str
     bootstrap: list[float] = []
     artifacts: dict[str, str] = {}
     versions: dict[str, str] = {}
@@ -178,7 +182,7 @@ def load_study(path: Path) -> Study:
     """Read a study file.
 
     Raises:
-        SettingsError: For a missing file, broken YAML or a fault in it; one line.
+        SettingsError: For a missing file, broken YAML or a fault in it or in an arm; one line.
     """
     try:
         tree = yaml.safe_load(path.read_text())
@@ -189,6 +193,8 @@ def load_study(path: Path) -> Study:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         fault = " ".join(str(error).split())
         raise SettingsError(f"{path} cannot be read as YAML: {fault}") from None
+    if isinstance(tree, dict) and "arms" not in tree and "against" not in tree:
+        raise SettingsError(f"{path} has no arms, so it is no study; a recipe: conta run {path}")
     try:
         study = Study.model_validate(tree)
     except ValidationError as error:
@@ -197,7 +203,10 @@ def load_study(path: Path) -> Study:
             for item in error.errors()
         ]
         raise SettingsError(f"{path}: {'; '.join(faults)}") from None
-    return study.model_copy(update={"recipe": path.parent / study.recipe})
+    study = study.model_copy(update={"recipe": path.parent / study.recipe})
+    for arm in study.arms:  # a typo in the last arm is said before the first one is computed
+        study.config(arm, study.seeds[0])
+    return study
 
 
 def cell_path(folder: Path, arm: str, seed: int) -> Path:
@@ -215,13 +224,25 @@ def find_cells(study: Study, folder: Path) -> dict[tuple[str, int], Cell]:
     """The cells of a study that are there and were made with the settings it asks for today.
 
     A setting that did not exist when a cell was made counts as its default.
+
+    Raises:
+        DataError: For a broken cell, or two of one seed that were made of different data.
     """
-    found = {}
+    found: dict[tuple[str, int], Cell] = {}
+    data: dict[str, tuple[str, Path]] = {}
     for arm in study.arms:
         for seed in study.seeds:
-            cell = _read_cell(cell_path(folder, arm, seed))
-            if cell is not None and _answers(cell, study, arm, seed):
-                found[arm, seed] = cell
+            path = cell_path(folder, arm, seed)
+            cell = _read_cell(path)
+            if cell is None or not _answers(cell, study, arm, seed):
+                continue
+            digest, first = data.setdefault(repr(cell.config["data"]), (cell.data, path))
+            if digest != cell.data:
+                raise DataError(
+                    f"{path} and {first} were made of different data, so they are no pair; "
+                    "remove the one of the data you do not mean and run the study again"
+                )
+            found[arm, seed] = cell
     return found
 
 
@@ -302,7 +323,7 @@ def _endpoint_table(study: Study, cells: Cells) -> str:
     rows = [_start_row(study, cells)] if study.rounds else []
     for arm in study.arms:
         scores = _scores(study, cells, arm, name)
-        row = [arm, str(len(scores)), _mean(scores.values(), name)]
+        row = [arm + _unpaired(study, cells, arm), str(len(scores)), _mean(scores.values(), name)]
         if arm != study.against:
             differences = _differences(study, cells, arm, name)
             row += [
@@ -342,13 +363,43 @@ def _metric_tables(study: Study, cells: Cells) -> list[str]:
 
 
 def _flag(study: Study, cells: Cells, arm: str) -> str:
-    """Says where a context was dead under every seed: such an arm is no test of it."""
+    """Says under how many seeds a context was dead: such an arm is no test of it."""
     reasons = [
         say_dead(cell.rounds[-1], context=cell.config["causal"]["context"])
         for (name, _), cell in cells.items()
         if name == arm
     ]
-    return " (context dead)" if reasons and all(reasons) else ""
+    dead = len(list(filter(None, reasons)))
+    part = "" if dead == len(reasons) else f": {dead} of {len(reasons)}"
+    return f" (context dead{part})" if dead else ""
+
+
+def _unpaired(study: Study, cells: Cells, arm: str) -> str:
+    """Says under how many seeds round 0 is not the control's though nothing asks for another.
+
+    So it is where the code or the machine changed between the two cells: the difference then holds
+    the noise of two trainings, not of one.
+    """
+    pairs = [
+        (cells[arm, seed], cells[study.against, seed])
+        for seed in study.seeds
+        if (arm, seed) in cells and (study.against, seed) in cells
+    ]
+    odd = sum(_start(ours) == _start(theirs) and _differ(ours, theirs) for ours, theirs in pairs)
+    return f" (another round 0: {odd} of {len(pairs)})" if odd else ""
+
+
+def _start(cell: Cell) -> str:
+    """The settings that round 0 depends on: those that only later rounds read are left out."""
+    config = parse_config(cell.config)
+    start = config.classifier.model_copy(update={"init": "imagenet"})
+    changes = {"causal": CausalConfig(), "classifier": start, "threshold_changes": {}}
+    return config.model_copy(update=changes).digest()
+
+
+def _differ(ours: Cell, theirs: Cell) -> bool:
+    shared = ours.rounds[0].keys() & theirs.rounds[0].keys() - {"seconds"}
+    return any(ours.rounds[0][name] != theirs.rounds[0][name] for name in shared)
 
 
 def _check_table(study: Study, cells: Cells) -> str:
@@ -409,6 +460,7 @@ def _photo_interval(study: Study, cells: Cells, arm: str) -> Interval | None:
             (cells[arm, seed].bootstrap, cells[study.against, seed].bootstrap)
             for seed in study.seeds
             if (arm, seed) in cells and (study.against, seed) in cells
+            if cells[arm, seed].endpoint == cells[study.against, seed].endpoint == study.endpoint
         ]
     )
 

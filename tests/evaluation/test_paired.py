@@ -24,11 +24,16 @@ def test_student_interval__as_in_the_tables():
 
 
 def test_ratio_interval__of_two_means():
-    found = ratio_interval([5, 3], [20, 21])  # 8 / 41; 5 - 3.902 and 3 - 4.098
-    assert found.mean == pytest.approx(8 / 41)
-    assert found.high - found.mean == pytest.approx(12.7062047 * (5 - 160 / 41) / 20.5)
-    assert found.mean - found.low == pytest.approx(found.high - found.mean)
-    exact = ratio_interval([2.0, -1.0, 6.0], [4.0, -2.0, 12.0])
+    values, divisors = np.array([5.0, 3.0, 4.0]), np.array([20.0, 21.0, 17.0])
+    found = ratio_interval(values, divisors)
+    assert found.mean == pytest.approx(12 / 58)
+    for end in (found.low, found.high):  # where the differences' own interval just holds zero
+        rest = student_interval(values - end * divisors)
+        assert min(abs(rest.low), abs(rest.high)) == pytest.approx(0, abs=1e-9)
+    assert found.high - found.mean > found.mean - found.low > 0
+    open_ended = ratio_interval([5, 3], [1, 3])  # 2 +- 12.7: the divisor may be zero
+    assert (open_ended.low, open_ended.mean, open_ended.high) == (-np.inf, 2.0, np.inf)
+    exact = ratio_interval([2.0, 2.5, 2.25], [4.0, 5.0, 4.5])
     assert (exact.low, exact.mean, exact.high) == pytest.approx((0.5, 0.5, 0.5))
     assert ratio_interval([1.0], [2.0]) is None
     assert ratio_interval([1.0, 2.0], [1.0, -1.0]) is None
@@ -39,6 +44,14 @@ def test_student_interval__covers_the_mean_as_often_as_it_says():
     random = np.random.default_rng(0)
     intervals = [student_interval(random.normal(0.3, 2, 5)) for _ in range(2000)]
     covered = np.mean([interval.low <= 0.3 <= interval.high for interval in intervals])
+    assert covered == pytest.approx(0.95, abs=0.015)
+
+
+def test_ratio_interval__covers_where_the_divisor_is_as_unsure_as_the_value():
+    random = np.random.default_rng(0)
+    pairs = random.normal((6, 8), (3, 5), (2000, 7, 2))
+    intervals = [ratio_interval(values, divisors) for values, divisors in pairs.swapaxes(1, 2)]
+    covered = np.mean([interval.low <= 0.75 <= interval.high for interval in intervals])
     assert covered == pytest.approx(0.95, abs=0.015)
 
 

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from flows import cli, study
 from tests.flows import toys as toy_stages
+from wsss_core.config import load_recipe
 from wsss_core.errors import DataError, SettingsError
 
 ROOT = Path(__file__).parents[2]
+CELLS = ROOT / "docs" / "studies"
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
 
 TREE = {
@@ -48,7 +50,7 @@ def write_cells(asked, folder, scores, *, draws=None):
                 {"pseudo/miou": value, "cam/miou": value / 2},
             ]
             if arm != "none":
-                rounds[1]["context/cosine"] = 0.98765
+                rounds[1]["context/cosine"] = 0.48765
             config = asked.config(arm, seed).model_dump(mode="json")
             cell = study.Cell(
                 arm=arm,
@@ -57,6 +59,7 @@ def write_cells(asked, folder, scores, *, draws=None):
                 config=config,
                 data="d",
                 rounds=rounds,
+                endpoint=asked.endpoint,
                 bootstrap=[value + draw for draw in (draws or {}).get(arm, ())],
             )
             study.write_cell(folder, cell)
@@ -80,6 +83,7 @@ def test_load_study__arms_are_settings_of_the_recipe(place):
         ({"against": "x"}, r"study\.yaml: against: 'x' is no arm; there are \['none', 'conta'\]"),
         ({"until": "x"}, r"until: no stage 'x'; there are \['classifier', "),
         ({"seeds": []}, r"study\.yaml: seeds: Tuple should have at least 1 item"),
+        ({"seeds": [1, 0, 1]}, r"study\.yaml: seeds: \[1, 0, 1\] names one twice"),
         ({"arm": {}}, r"study\.yaml: arm: Extra inputs are not permitted"),
         ({"arms": {"A b": {}}}, r"arms\.A b.*should match pattern"),
         ({"checks": [{"what": "w", "of": ["x", "cam/miou"]}]}, r"checks: 'x' is no arm"),
@@ -94,9 +98,13 @@ def test_load_study__faults_are_one_line(place, changes, message):
 def test_load_study__no_file_and_no_such_setting(place, tmp_path):
     with pytest.raises(SettingsError, match=r"no study at .*recipes/studies/"):
         study.load_study(tmp_path / "none.yaml")
-    asked = study.load_study(place(arms={"none": {"causal.contxt": "none"}}, against="none"))
-    with pytest.raises(SettingsError, match=r"^arm 'none' of study toy: unknown setting"):
-        asked.config("none", 0)
+    with pytest.raises(SettingsError, match=r"has no arms, .*: conta run .*scenes\.yaml$"):
+        study.load_study(ROOT / "recipes" / "scenes.yaml")
+    with pytest.raises(SettingsError, match=r"is a study of several runs; start it by: conta st"):
+        load_recipe(ROOT / "recipes" / "studies" / "scenes_claim.yaml")
+    arms = TREE["arms"] | {"last": {"causal.contxt": "none"}}
+    with pytest.raises(SettingsError, match=r"^arm 'last' of study toy: unknown setting"):
+        study.load_study(place(arms=arms))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -105,6 +113,15 @@ def test_studies__those_that_ship_name_settings_that_exist(path):
     assert asked.name == path.stem
     keys = {asked.config(arm, asked.seeds[0]).digest() for arm in asked.arms}
     assert len(keys) == len(asked.arms)
+
+
+def test_findings__every_table_is_quoted_from_a_study_or_says_that_it_is_not():
+    lines = (ROOT / "docs" / "findings.md").read_text().splitlines()
+    heads = [n for n, line in enumerate(lines) if line.startswith("|") and lines[n - 1][:1] != "|"]
+    marks = [lines[n - 1] for n in heads]
+    ran = {f"<!-- table {path.stem} -->" for path in STUDIES if (CELLS / path.stem).is_dir()}
+    assert set(marks) <= ran | {"<!-- no cells: by a script -->"}
+    assert [line for line in lines if "<!--" in line] == marks  # a mark elsewhere checks nothing
 
 
 def test_find_cells__those_made_with_these_settings(place, tmp_path):
@@ -139,6 +156,57 @@ def test_find_cells__settings_of_before_and_after(place, tmp_path):
         study.find_cells(asked, tmp_path)
 
 
+def test_find_cells__of_different_data_are_no_pair(place, tmp_path):
+    asked = study.load_study(place(seeds=[0]))
+    write_cells(asked, tmp_path, {"none": [0.2], "conta": [0.3]})
+    path = study.cell_path(tmp_path, "conta", 0)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"data": "other"}))
+    with pytest.raises(DataError, match=r"conta-0\.json and .*none-0\.json were made of different"):
+        study.find_cells(asked, tmp_path)
+    document["config"]["data"]["scenes"]["confounding"] = 0.5  # not asked for: none of its cells
+    path.write_text(json.dumps(document | {"data": "other"}))
+    assert study.list_missing(asked, study.find_cells(asked, tmp_path)) == [("conta", 0)]
+
+
+def test_build_tables__says_where_two_cells_have_not_the_same_round_0(place, tmp_path):
+    asked = study.load_study(place(metrics=[]))
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+    path = study.cell_path(tmp_path, "conta", 1)
+    document = json.loads(path.read_text())
+    document["rounds"][0] |= {"cam/miou": 0.21, "new": 1.0, "seconds": 9.0}
+    path.write_text(json.dumps(document))
+    (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    assert "| conta (another round 0: 1 of 2) | 2 | 33.0 | +8.0 |" in endpoint
+    other = study.load_study(
+        place(metrics=[], arms=TREE["arms"] | {"conta": {"seeds.scales": [1]}})
+    )
+    write_cells(other, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+    (endpoint,) = study.build_tables(other, study.find_cells(other, tmp_path))
+    assert "| conta | 2 |" in endpoint
+
+
+def test_build_tables__draws_of_another_end_point_are_not_shown(place, tmp_path):
+    asked = study.load_study(place(metrics=[]))
+    draws = {"none": [0.0, 0.01], "conta": [0.0, 0.05]}
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]}, draws=draws)
+    other = asked.model_copy(update={"endpoint": "cam/miou"})
+    (endpoint,) = study.build_tables(other, study.find_cells(other, tmp_path))
+    assert endpoint.splitlines()[-1] == "| conta | 2 | 16.5 | +4.0 | -8.7 .. +16.7 | - |"
+
+
+def test_build_tables__counts_the_seeds_of_a_dead_context(place, tmp_path):
+    asked = study.load_study(place(metrics=["context/rms_ratio"]))
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+    for seed, ratio in ((0, 0.002), (1, 0.3)):
+        path = study.cell_path(tmp_path, "conta", seed)
+        document = json.loads(path.read_text())
+        document["rounds"][1] |= {"context/rms_ratio": ratio, "context/cosine": 0.5}
+        path.write_text(json.dumps(document))
+    metrics = study.build_tables(asked, study.find_cells(asked, tmp_path))[1]
+    assert metrics.splitlines()[2:] == ["| none | - |", "| conta (context dead: 1 of 2) | 0.151 |"]
+
+
 def test_build_tables__hand_counted(place, tmp_path):
     asked = study.load_study(place())
     draws = {"none": [0.0, 0.01], "conta": [0.0, 0.05]}
@@ -155,7 +223,7 @@ def test_build_tables__hand_counted(place, tmp_path):
     ]
     assert metrics.splitlines()[2:] == [
         "| none | 12.5 | - |",
-        "| conta | 16.5 (+4.0 ± 12.7) | 0.988 |",
+        "| conta | 16.5 (+4.0 ± 12.7) | 0.488 |",
     ]
 
 
@@ -191,10 +259,10 @@ def test_build_tables__checks_hand_counted(place, tmp_path):
         "| check | found | 95 %, seeds | asked | holds |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| gain | 4.0 | -8.7 .. 16.7 | 3.0 .. 50.0 | yes |",  # 5 and 3; t = 12.706
-        "| twice | 1.32 | -0.51 .. 3.15 | 2.00 .. | no |",
+        "| twice | 1.32 | -inf .. inf | 2.00 .. | no |",  # 10 and 15: with two seeds it may be 0
         "| small | 16.5 | -2.6 .. 35.6 | .. 20.0 | yes |",
         "| unknown | - | - | 0 .. | - |",
-        "| gap closed | 0.20 | -0.49 .. 0.88 | 0.10 .. | yes |",  # 8 of 41 points
+        "| gap closed | 0.20 | -0.32 .. 1.18 | 0.10 .. | yes |",  # 8 of 41 points
         "| no gap | - | - | .. | - |",
     ]
 
@@ -265,36 +333,62 @@ def test_study_flow__shared_stages_once_and_only_missing_cells(home, place, tmp_
     assert study_flow(asked, folder) == 0
 
 
-def test_take_cell__bootstrap_from_the_counts_of_single_photos(place, tmp_path):
+@pytest.fixture
+def make_run(place, tmp_path):
+    """Makes a run of the given rounds, each of which has an IoU of 1/3 under any photos."""
     import numpy as np
     from safetensors.numpy import save_file
 
-    from flows.cells import take_cell
     from flows.runs import Round, Run
     from wsss_core.stages.audit import PHOTO_COUNTS
     from wsss_core.stages.stage import Workspace
     from wsss_core.store import Measured
 
-    work = Workspace(tmp_path / "home")
-    counts = np.zeros((3, 3, 2), np.int64)
-    counts[:, 0], counts[:, 1:] = 5, 10  # an IoU of 1/3 whichever photos are drawn
+    work, asked = Workspace(tmp_path / "home"), study.load_study(place())
 
-    def write(out):
-        save_file({"counts": counts}, out / PHOTO_COUNTS)
-        return Measured({"pseudo/miou": 1 / 3, "pseudo/iou/cat": 1 / 3})
+    def make(num_rounds):
+        rounds = []
+        for number in range(num_rounds):
 
-    made = work.store.publish("audit", "k", write)
-    asked = study.load_study(place())
-    run = Run(
-        name="toy-1",
-        config=asked.config("conta", 1).model_dump(mode="json"),
-        data="d",
-        rounds=[Round(round=0), Round(round=1, manifests={"audit": made})],
-        started_ms=0,
-    )
+            def write(out, number=number):
+                counts = np.zeros((3, 3, 2), np.int64)
+                counts[:, 0], counts[:, 1:] = 5, 10
+                save_file({"counts": counts}, out / PHOTO_COUNTS)
+                return Measured(
+                    {"pseudo/miou": 1 / 3, "pseudo/iou/cat": 1 / 3, "cam/miou": number / 10}
+                )
+
+            made = work.store.publish("audit", f"k{number}", write)
+            rounds.append(Round(round=number, manifests={"audit": made}))
+        config = asked.config("conta", 1).model_dump(mode="json")
+        run = Run(name="toy-1", config=config, data="d", rounds=rounds, started_ms=0)
+        return asked, run, work
+
+    return make
+
+
+def test_take_cell__bootstrap_from_the_counts_of_single_photos(make_run):
+    from flows.cells import take_cell
+
+    asked, run, work = make_run(2)
     cell = take_cell(asked, run, work, arm="conta", seed=1)
-    assert cell.rounds[1] == {"pseudo/miou": 0.333333, "seconds": 0}
-    assert len(cell.bootstrap) == 400
+    assert cell.rounds[1] == {"pseudo/miou": 0.333333, "cam/miou": 0.1, "seconds": 0}
+    assert (cell.endpoint, len(cell.bootstrap)) == ("pseudo/miou", 400)
     assert set(cell.bootstrap) == {0.33333}
     other = asked.model_copy(update={"endpoint": "cam/miou"})
     assert take_cell(other, run, work, arm="conta", seed=1).bootstrap == []
+
+
+def test_take_cell__the_round_that_is_asked_for(make_run):
+    """A run may have gone further for another study, or have ended before."""
+    from flows.cells import take_cell
+
+    asked, run, work = make_run(4)
+    cell = take_cell(asked, run, work, arm="conta", seed=1)
+    assert [entry["cam/miou"] for entry in cell.rounds] == [0.0, 0.1]
+    further = asked.model_copy(update={"rounds": 4})
+    with pytest.raises(DataError, match=r"^run toy-1 has no pseudo/miou in round 4: .* is 3 and"):
+        take_cell(further, run, work, arm="conta", seed=1)
+    typo = asked.model_copy(update={"endpoint": "pseudo/mIoU"})
+    with pytest.raises(DataError, match=r"no pseudo/mIoU .* has cam/miou, pseudo/iou/cat, pseudo/"):
+        take_cell(typo, run, work, arm="conta", seed=1)

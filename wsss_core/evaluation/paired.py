@@ -24,7 +24,7 @@ class Interval:
     """A mean difference and where the true one lies with probability `LEVEL`.
 
     Attributes:
-        mean: Of the differences.
+        mean: Of the differences; or one mean divided by another.
         low: Lower end.
         high: Upper end.
     """
@@ -40,23 +40,30 @@ def student_interval(differences: Sequence[float]) -> Interval | None:
 
 
 def ratio_interval(values: Sequence[float], divisors: Sequence[float]) -> Interval | None:
-    """Student's t interval of a mean divided by another, both over the same seeds.
+    """Fieller's interval of a mean divided by another, both over the same seeds.
 
-    The ratio estimator of survey sampling (Cochran 1977, 6.4): what is left of the values when
-    ratio times divisor is taken off says how sure it is. A mean of ratios would be ruled by the
+    The ratios r that the seeds do not refute: those for which Student's t interval of
+    values - r * divisors holds zero (Fieller 1954). It is lopsided where the divisors are not sure
+    themselves, and without an end where they may be zero. A mean of ratios would be ruled by the
     seed whose divisor is nearest to zero.
 
     Returns:
-        None for fewer than two, or divisors that are zero in the mean.
+        None for fewer than two, or divisors that are zero in the mean. Ends are infinite where the
+        divisors' own interval holds zero.
     """
-    num, divisor = len(values), float(np.mean(divisors)) if divisors else 0.0
+    num, divisor = len(values), float(np.mean(divisors)) if len(divisors) else 0.0
     if num < 2 or not divisor:
         return None
-    ratio_of_means = float(np.mean(values)) / divisor
-    rest = np.asarray(values, np.float64) - ratio_of_means * np.asarray(divisors, np.float64)
-    t = float(stdtrit(num - 1, (1 + LEVEL) / 2))
-    reach = t * float(rest.std(ddof=1)) / num**0.5 / abs(divisor)
-    return Interval(ratio_of_means, ratio_of_means - reach, ratio_of_means + reach)
+    value = float(np.mean(values))
+    spread = np.cov(np.asarray([values, divisors], np.float64))
+    spread *= float(stdtrit(num - 1, (1 + LEVEL) / 2)) ** 2 / num
+    # (value - r divisor)^2 <= t^2 / n Var(values - r divisors), a quadratic in r
+    square = divisor**2 - spread[1, 1]
+    if square <= 0:
+        return Interval(value / divisor, -np.inf, np.inf)
+    middle = (value * divisor - spread[0, 1]) / square
+    reach = max(middle**2 - (value**2 - spread[0, 0]) / square, 0.0) ** 0.5
+    return Interval(value / divisor, middle - reach, middle + reach)
 
 
 def bootstrap_interval(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Interval | None:
