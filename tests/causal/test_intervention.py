@@ -266,7 +266,7 @@ def test_intervention__half_precision_never_reaches_it():
 
 
 def test_intervention__starts_near_uniform():
-    """METHOD 1.4.3: n=20, 32x32, N(0, 0.02): alpha within a few % of 1/n, M differs by < 1 %."""
+    """n=20, 32x32, N(0, 0.02): alpha within a few % of 1/n, M differs by < 1 %."""
     confounders = ConfounderSet(
         c=blobs(20, 32, seed=0), counts=np.ones(20, np.int64), prior=np.full(20, 0.05, np.float32)
     )
@@ -566,17 +566,24 @@ def test_context_report__never_nan(n):
 
 
 @pytest.mark.parametrize(
-    ("context", "ratio", "spread", "said"),
+    ("context", "ratio", "spread", "cosine", "said"),
     [
-        ("conta", 0.0002, 0.3, "it adds 0.02 % of what the photo adds"),
-        ("conta", 0.05, 0.002, "its map differs between photos by 0.2 % of its size"),
-        ("conta", 0.05, 0.3, None),
-        ("uniform_alpha", 0.05, 0.0, None),
-        ("uniform_alpha", 0.0, 0.0, "it adds 0 % of what the photo adds"),
-        ("none", None, None, None),
+        ("conta", 0.0002, 0.3, 0.5, "it adds 0.02 % of what the photo adds"),
+        ("conta", 0.05, 0.002, 0.5, "its map differs between photos by 0.2 % of its size"),
+        ("conta", 0.05, 0.3, 0.96, "its classes look alike (mean cosine 0.960), so alpha cannot"),
+        ("conta", 0.05, 0.3, 0.94, None),
+        ("seg_mask", 0.05, 0.3, None, None),
+        ("uniform_alpha", 0.05, 0.0, 0.96, None),
+        ("uniform_alpha", 0.0, 0.0, 0.5, "it adds 0 % of what the photo adds"),
+        ("none", None, None, None, None),
     ],
 )
-def test_say_dead__hand_made(context, ratio, spread, said):
-    metrics = {"context/rms_ratio": ratio, "context/m_spread": spread}
+def test_say_dead__hand_made(context, ratio, spread, cosine, said):
+    metrics = {
+        "context/rms_ratio": ratio,
+        "context/m_spread": spread,
+        "context/cosine": cosine,
+    }
     metrics = {name: value for name, value in metrics.items() if value is not None}
-    assert say_dead(metrics, context=context) == said
+    found = say_dead(metrics, context=context)
+    assert found == said or (found and said and found.startswith(said))

@@ -60,6 +60,13 @@ def test_leaks__over_the_photos_that_show_both():
     assert leaks.overall() == 4 / 9
 
 
+def test_leaks__two_companions_are_two_pairs():
+    leaks = Leaks(3)
+    leaks.add([0, 1, 2], np.array([[0.0, 0, 1, 3], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    assert leaks.matrix()[0].tolist()[1:] == [1 / 4, 3 / 4]
+    assert leaks.overall() == 4 / 12  # class 0's four twice, the two others' one each twice
+
+
 def test_leaks__class_without_mass_has_none():
     leaks = Leaks(2)
     assert np.isnan(leaks.overall())

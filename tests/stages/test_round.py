@@ -483,23 +483,60 @@ def test_round__slice_frozen_at_zero_is_none_bit_for_bit(made, monkeypatch):
         model.classifier.slices.requires_grad_(False)
         return model
 
+    # four steps: from the second on a slice that learns has changed the trunk too
+    tree = settings().classifier.model_dump(mode="json")
+    longer = {"classifier": tree | {"training": tree["training"] | {"epochs": 2, "batch_size": 4}}}
+    learning = next_classifier(made, "conta", **longer)
     monkeypatch.setattr(classifier_stage, "build_classifier", build_frozen)
-    # scale `paper`: no other test finds this classifier in the store
-    classifier = next_classifier(made, "conta", causal__scale="paper")
-    weights = load_file(made.file(classifier, "classifier.safetensors"))
-    plain = load_file(made.file(made.classifier, "classifier.safetensors"))
-    assert set(weights) - set(plain) == {
-        "classifier.slices.0.conv.weight",
-        "intervention.w1",
-        "intervention.w2",
-    }
-    assert all(torch.equal(weights[name], tensor) for name, tensor in plain.items())
-    inputs = {"data": made.data, "classifier": classifier, "x_m": made.predictions}
-    cams = make_cams(settings(), made.work, **inputs)
-    assert cams.key != made.cams.key
-    assert cams.digest == made.cams.digest  # what follows is asked under the same keys
-    masks = expand_masks(settings(), made.work, data=made.data, cams=cams)
-    assert masks == made.masks
+    # scale `paper`: the store has not seen this classifier
+    frozen = next_classifier(made, "conta", **longer, causal__scale="paper")
+    plain = train_classifier(settings(**longer), made.work, data=made.data)
+
+    weights, learned, expected = (
+        load_file(made.file(classifier, "classifier.safetensors"))
+        for classifier in (frozen, learning, plain)
+    )
+    own = {"classifier.slices.0.conv.weight", "intervention.w1", "intervention.w2"}
+    assert set(weights) - set(expected) == own
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert not all(torch.equal(learned[name], tensor) for name, tensor in expected.items())
+
+    def go_on(classifier, x_m):
+        inputs = {"data": made.data, "classifier": classifier, "x_m": x_m}
+        cams = make_cams(settings(), made.work, **inputs)
+        return cams, expand_masks(settings(), made.work, data=made.data, cams=cams)
+
+    cams, masks = go_on(frozen, made.predictions)
+    plain_cams, plain_masks = go_on(plain, None)
+    assert cams.key != plain_cams.key
+    assert cams.digest == plain_cams.digest  # what follows is asked under the same keys
+    assert masks == plain_masks
+    assert go_on(learning, made.predictions)[0].digest != cams.digest
+
+
+def test_context_ratio__same_whatever_was_done_before_and_in_however_many_parts(made, monkeypatch):
+    """A training that was finished before this start has set no mode, nor seen a batch."""
+    exact = settings(causal__adjustment="exact")
+    confounders = ConfounderSet.load(made.work.folder(made.confounders) / "confounders.safetensors")
+    model = classifier_stage.build_classifier(
+        exact.classifier,
+        exact.causal,
+        2,
+        confounders=confounders,
+        x_m_rms=1.0,
+        seed=0,
+        pretrained=False,
+    )
+    for part in model.classifier.context_slices():
+        torch.nn.init.constant_(part.conv.weight, 0.5)
+    affine = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]).repeat(4, 1, 1)
+    batch = {"photo": torch.randn(4, 3, 64, 64), "x_m": torch.rand(4, 8, 8), "affine": affine}
+    model.train()
+    first = classifier_stage.context_ratio(model, batch)
+    assert first > 0
+    assert classifier_stage.context_ratio(model, batch) == first
+    monkeypatch.setattr(classifier_stage, "PASS_CELLS", 1)
+    assert classifier_stage.context_ratio(model, batch) == pytest.approx(first, rel=1e-5)
 
 
 def test_round__slice_that_starts_at_random_is_seen_and_changes_nothing_else(made, monkeypatch):

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from wsss_core.causal.confounders import ConfounderSet, mean_pairwise_cosine
+from wsss_core.causal.confounders import COSINE_THRESHOLD, ConfounderSet, mean_pairwise_cosine
 from wsss_core.config import CausalConfig
 from wsss_core.errors import InputError
 from wsss_core.seeding import torch_generator
@@ -257,8 +257,8 @@ def context_report(context: nn.Module, x_m: Float[Tensor, "b s s"]) -> dict[str,
 
 
 DEAD_RMS_RATIO, DEAD_SPREAD = 0.01, 0.005
-"""Below the first the network hardly hears the context; below the second (METHOD 1.4: M's spread at
-the start) it hears the same for every photo."""
+"""Below the first the network hardly hears the context; below the second, M's spread at the start
+of a training, it hears the same for every photo."""
 
 
 def say_dead(metrics: Mapping[str, float], *, context: str) -> str | None:
@@ -269,10 +269,13 @@ def say_dead(metrics: Mapping[str, float], *, context: str) -> str | None:
         context: `causal.context`; under `uniform_alpha` M is the same for every photo on purpose.
     """
     ratio, spread = metrics.get("context/rms_ratio"), metrics.get("context/m_spread")
+    cosine = metrics.get("context/cosine")
     if ratio is not None and ratio < DEAD_RMS_RATIO:
         return f"it adds {100 * ratio:.2g} % of what the photo adds"
     if spread is not None and spread < DEAD_SPREAD and context != "uniform_alpha":
         return f"its map differs between photos by {100 * spread:.2g} % of its size"
+    if cosine is not None and cosine > COSINE_THRESHOLD and context != "uniform_alpha":
+        return f"its classes look alike (mean cosine {cosine:.3f}), so alpha cannot matter"
     return None
 
 

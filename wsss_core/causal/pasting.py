@@ -25,8 +25,8 @@ from jaxtyping import UInt8
 
 from wsss_core.data.transforms import resize_photo
 
-PASTED, OWN = "pasted", "pasted_own"
-"""The values of `causal.context` that put objects elsewhere."""
+OWN = "pasted_own"
+"""The control: the value of `causal.context` that keeps the photo's own context."""
 
 CLASSIFIER_SHARE, SEGMENTER_SHARE = 0.5, 1.0
 """Of the photos of an epoch; the others are seen as they are. With all of them pasted a classifier

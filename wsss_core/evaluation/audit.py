@@ -62,7 +62,10 @@ class Leaks:
         return ratio(self._on, self._of)
 
     def overall(self) -> float:
-        """Share of all mass in company that lies on the company; NaN if nothing has company."""
+        """Over all pairs, the mass of i in photos of i and j that lies on j; NaN without company.
+
+        A class with two companions counts once with each, so its leaks are averaged, not added.
+        """
         return float(ratio(self._on.sum(), self._of.sum()))
 
 

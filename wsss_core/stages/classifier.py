@@ -101,7 +101,7 @@ class ContextClassifier(nn.Module):
         """Unrectified class maps (B,n,h,w); under `exact` their mean under P(c)."""
         if self.exact and x_m is not None and affine is not None:
             total, rest = photos.new_zeros(()), self.confounders.prior
-            for maps in self._maps_by_confounder(photos, x_m, affine):
+            for maps in self.maps_by_confounder(photos, x_m, affine):
                 weights, rest = rest[: len(maps)], rest[len(maps) :]
                 total = total + (weights[:, None, None, None, None] * maps.float()).sum(0)
             return total
@@ -120,10 +120,10 @@ class ContextClassifier(nn.Module):
         self, photos: Tensor, x_m: Tensor, affine: Tensor, draw: Tensor | None = None
     ) -> Tensor:
         """Logits (n,B,n) under each f(X, c_i) alone; (k,B,n) under those of `draw`."""
-        maps = self._maps_by_confounder(photos, x_m, affine, draw)
+        maps = self.maps_by_confounder(photos, x_m, affine, draw)
         return torch.cat([part.float().mean(dim=(3, 4)) for part in maps])
 
-    def _maps_by_confounder(
+    def maps_by_confounder(
         self, photos: Tensor, x_m: Tensor, affine: Tensor, draw: Tensor | None = None
     ) -> Iterator[Tensor]:
         """Class maps (m,B,n,h,w), as many confounders at a time as `PASS_CELLS` admits.
@@ -338,9 +338,18 @@ def context_ratio(model: ContextClassifier, batch: Batch) -> float:
     """`Classifier.context_rms_ratio` on a batch of views, which is a training's first.
 
     What the training itself saw last is gone where another process trained, or an earlier start.
+    Under `exact` it is that of the single contexts together, in however many parts they pass.
     """
-    model(batch["photo"], batch["x_m"], batch["affine"], batch.get("draw"))
-    return model.classifier.context_rms_ratio()
+    model.eval()  # a training that was finished before this start has not set any mode
+    views = batch["photo"], batch["x_m"], batch["affine"], batch.get("draw")
+    if not model.exact:
+        model(*views)
+        return model.classifier.context_rms_ratio()
+    parts = [
+        (len(maps), model.classifier.context_rms_ratio() ** 2)
+        for maps in model.maps_by_confounder(*views)
+    ]
+    return float((sum(n * square for n, square in parts) / sum(n for n, _ in parts)) ** 0.5)
 
 
 @torch.inference_mode()
