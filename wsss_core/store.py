@@ -41,8 +41,7 @@ _FORMAT = "format"  # beside the stages' folders
 UNFINISHED = ".tmp-"
 """How a folder's name begins until it is whole; key and host follow, as `KEY@HOST`."""
 
-# These modules say what is asked, not how it is computed: a change in them changes no artifact
-# (DESIGN 3).
+# These modules say what is asked, not how it is computed: a change in them changes no artifact.
 _UNSTAMPED = frozenset({"config", "errors", "records", "store", "observe"})
 
 
@@ -463,15 +462,15 @@ def _is_module(name: str) -> bool:
 
 
 def _strip_docstrings(tree: ast.Module) -> None:
+    """Those of modules, classes and functions, and those below constants."""
     for node in ast.walk(tree):
-        if (
-            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-            and node.body
-        ):
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

@@ -463,6 +463,7 @@ def package(tmp_path, monkeypatch):
     [
         ("seeds.cam", '"""Other."""\n\n\ndef f(x):\n    # reason\n    return x + 1\n'),
         ("seeds.cam", "def f(x): return (x+1)\n"),
+        ("seeds.cam", 'def f(x):\n    return x + 1\n\n\n"""Said below."""\n'),
         ("config", "VALUE = 2\n"),  # says what is asked, not how it is computed
         ("other", "VALUE = 2\n"),  # nobody imports it
     ],
