@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wsss_core.config import parse_config
+from wsss_core.config import load_recipe, parse_config
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -112,6 +112,7 @@ def test_pool_deployment__flow_settings_and_home(item):
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     config = parse_config(item["parameters"]["config"])
     assert item["name"] == f"{config.name}-pool"
+    assert config == load_recipe(ROOT / "recipes" / f"{config.name}.yaml")
     environment = item["work_pool"]["job_variables"]["env"]
     assert environment["CONTA_HOME"] == "{{ $CONTA_HOME }}"
     assert environment["PREFECT_RESULTS_DEFAULT_SERIALIZER"] == "json"
