@@ -80,7 +80,7 @@ def run(
     from flows.launch import execute, plan
 
     if dry_run:
-        for row in plan(config, home=home):
+        for row in plan(config, home=home, until=until):
             typer.echo(row)
         return
     _say_done(execute(config, home=home, until=until), home)
@@ -144,7 +144,7 @@ def compare(
     The page of --html needs nothing but itself; it is kept with the runs in MLflow too.
     """
     from flows.environment import open_home
-    from flows.runs import compare_rows, compare_table, find_run, list_runs
+    from flows.runs import compare_rows, compare_table, find_run, list_runs, say_no_runs
 
     home = open_home()
     chosen = [find_run(home, name) for name in runs] if runs else list_runs(home)
@@ -155,7 +155,7 @@ def compare(
     elif chosen:
         typer.echo(compare_table(chosen))
     else:
-        typer.echo(f"no runs in {home}; start one with: conta run recipes/scenes.yaml")
+        typer.echo(say_no_runs(home))
 
 
 def _write_page(chosen: list[Run], home: Path, file: Path) -> str:

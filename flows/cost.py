@@ -31,9 +31,9 @@ class Cost:
 
 # Relative to EfficientNet-Lite0: multiply-adds at 224 px (0.4, 4.1, 7.8 G), size of the weights.
 _BACKBONES = {"lite0": (1.0, 15e6), "resnet50": (10.0, 102e6), "resnet101": (19.0, 178e6)}
-_STEP_S = 0.047  # a training step's share of a photo, lite0, 224 px crop, two cores (DESIGN 7)
+_STEP_S = 0.047  # a training step's share of a photo, lite0, 224 px crop, two cores
 _FORWARD_RATIO = 1 / 3  # a pass forwards, of a training step
-_CRF_S = 0.09  # a photo of 320 px in two processes (DESIGN 7)
+_CRF_S = 0.09  # a photo of 320 px in two processes
 _WALK_S = 0.01  # the same: IRNet's walk with two classes, its network apart
 _SCORE_S = 0.01
 _CAM_BYTES, _MASK_BYTES = 0.2, 0.06  # a pixel of the photo, as measured on VOC-like photos

@@ -11,9 +11,13 @@ from typing import Any
 from prefect import Task
 
 from flows.rounds import run_rounds, score_what_is_there
+from flows.runs import MAIN_STAGES
 from tasks import stages
 from tasks.policy import stage_of
 from wsss_core.config import Config
+from wsss_core.data.labels import BACKGROUND
+from wsss_core.evaluation.report import core_labels
+from wsss_core.models.backbones import check_backbone
 from wsss_core.observe import ConsoleRecorder
 from wsss_core.records import Manifest
 from wsss_core.stages.data import index_data, index_truth
@@ -110,8 +114,42 @@ def plan_rounds(
     return planner.rows
 
 
-def plan_run(config: Config, home: Path) -> list[Planned]:
-    """Every call of a run, its data first."""
+def plan_run(config: Config, home: Path, until: str | None = None) -> list[Planned]:
+    """Every call of a run, its data first; those that `until` leaves out are left out."""
+    rows = _plan_all(config, home)
+    names = [row.stage.partition("/")[0] for row in rows]
+    if until is None:
+        return rows
+    begun = names.index(until) if until in names else len(rows)
+    others = (number for number in range(begun, len(rows)) if names[number] in _after(until))
+    return rows[: next(others, len(rows))]
+
+
+def _after(until: str) -> set[str]:
+    """The stages that a run which stops after `until` does not come to."""
+    return set(MAIN_STAGES) - {until}
+
+
+def check_names(config: Config, classes: Sequence[str]) -> None:
+    """Look up what only a later stage would stumble over.
+
+    Args:
+        config: The settings.
+        classes: Of the data.
+
+    Raises:
+        InputError: For an unknown backbone.
+        SettingsError: For a core class that is no class.
+    """
+    core_labels(config.data.core_classes, names=[BACKGROUND, *classes])
+    backbones = [config.classifier.backbone, config.segmenter.backbone]
+    if config.expansion.method == "irn":
+        backbones.append(config.expansion.irn.boundary.backbone)
+    for name in backbones:
+        check_backbone(name)
+
+
+def _plan_all(config: Config, home: Path) -> list[Planned]:
     work = Workspace(home, config.data.root, config.runtime, ConsoleRecorder())
     if config.data.source == "scenes":
         stage = stage_of(stages.make_scenes)
@@ -122,6 +160,7 @@ def plan_run(config: Config, home: Path) -> list[Planned]:
             return [Planned(None, "scenes", False, reason), *rows]
     else:
         data = index_data(config, work)
+    check_names(config, work.dataset(data).classes)
     truth = index_truth(config, work, data=data)
     config = score_what_is_there(config, work.dataset(data).splits)
     rows = plan_rounds(config, work, data, truth, verify=True)

@@ -13,7 +13,6 @@ from typing import Protocol
 from prefect import Task
 
 from tasks import stages
-from wsss_core.causal.pasting import OWN, PASTED
 from wsss_core.config import Config
 from wsss_core.records import Manifest
 from wsss_core.stages.calibrate import adopt_seeds, adopt_walk, is_open
@@ -121,9 +120,9 @@ def run_round(
     if made.classifier is not None and former.confounders is not None:
         step(stages.draw_context, classifier=made.classifier, x_m=former.x_m)
     score_segmenter(config, truth, step, made)
-    if config.causal.context in (PASTED, OWN):
+    if config.causal.pastes:
         made.pasted = masks
-    elif config.causal.context != "none" and config.supervision == "tags":
+    elif config.causal.has_map and config.supervision == "tags":
         find_confounders(config, step, former, made, masks)
     return made, tags.metrics.get("stability")
 

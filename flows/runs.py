@@ -236,6 +236,11 @@ def read_run(home: Path, name: str) -> Run | None:
         return None
 
 
+def say_no_runs(home: Path) -> str:
+    """The answer to whoever asks for the runs of a home that has none."""
+    return f"no runs in {home}; start one with: conta run recipes/scenes.yaml"
+
+
 def list_runs(home: Path) -> list[Run]:
     """All runs of a home, the latest started first."""
     folder = home / "runs"

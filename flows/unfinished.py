@@ -86,7 +86,8 @@ def unfinished_table(home: Path) -> str:
     """One line a run, and how to go on."""
     stops = list_unfinished(home)
     if not stops:
-        return f"every run in {home} is finished"
+        some = bool(runs.list_runs(home))
+        return f"every run in {home} is finished" if some else runs.say_no_runs(home)
     cells = [(s.name, s.state, s.where, f"{_clock(s.when_s)}  {s.why}") for s in stops]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

@@ -2,7 +2,7 @@
 
 One YAML a recipe, checked whole before anything runs. Fields are frozen and unknown keys are
 refused. Sources: "irn" is jiwoon-ahn/irn, "kazuto" is kazuto1011/deeplab-pytorch, "CONTA" is Zhang
-et al. 2020, "DESIGN n" our own decision.
+et al. 2020.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import ipaddress
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -167,11 +168,11 @@ class ClassifierConfig(_Settings):
 
 
 _GONE = {"clusters": 0, "x_m": "self"}
-"""Settings of the first release that are no more, at the value that did nothing."""
+"""Settings of 0.1.0 that are no more, at the value that did nothing."""
 
 
 class CausalConfig(_Settings):
-    """The intervention: how the next round's context map M is made (CONTA Eq. 1-4; DESIGN 5)."""
+    """The intervention: how the next round's context map M is made (CONTA Eq. 1-4)."""
 
     context: Literal[
         "none",
@@ -248,11 +249,21 @@ class CausalConfig(_Settings):
     def _parts_fit(self) -> CausalConfig:
         if self.exact_samples is not None and self.adjustment != "exact":
             raise ValueError("exact_samples is read by adjustment 'exact' alone")
-        if self.adjustment == "exact" and self.context in ("seg_mask", "pasted", "pasted_own"):
+        if self.adjustment == "exact" and (self.context == "seg_mask" or self.pastes):
             raise ValueError(
                 f"context {self.context!r} has no confounders that 'exact' could sum over"
             )
         return self
+
+    @property
+    def pastes(self) -> bool:
+        """Whether objects are put elsewhere: the context is drawn in pixels."""
+        return self.context in ("pasted", "pasted_own")
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the classifier is shown a context map beside the photo."""
+        return self.context != "none" and not self.pastes
 
 
 Auto = Literal["auto"]
@@ -552,6 +563,16 @@ class Config(_Settings):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
+    def _trunk_can_be_taken_over(self) -> Config:
+        ours, theirs = self.classifier.backbone, self.segmenter.backbone
+        if self.classifier.init == "segmenter" and ours != theirs:
+            raise ValueError(
+                f"classifier.init: a classifier of backbone {ours!r} cannot start from a segmenter "
+                f"of {theirs!r}; set classifier.backbone and segmenter.backbone to the same"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _walk_has_a_judge(self) -> Config:
         irn = self.expansion.irn
         if self.seeds.method == "folder" and "auto" in (irn.beta, irn.log2_steps, irn.threshold):
@@ -573,7 +594,7 @@ class Config(_Settings):
 
         Not in it: where and how fast it is computed, what is tracked, where the data folder lies,
         whether somebody looks at it, and how many rounds there are, so that a run asked for more
-        rounds goes on with those it has. Nor a setting that is younger than the first release, as
+        rounds goes on with those it has. Nor a setting that is younger than 0.1.0, as
         long as it has its default: runs from before keep their names.
         """
         young, default = ("amplitude", "slice_init", "attention_std"), CausalConfig()
@@ -637,6 +658,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise SettingsError(
             f"{path} holds {type(tree).__name__}; expected settings as `name: value`"
         )
+    if "arms" in tree:
+        raise SettingsError(f"{path} is a study of several runs; start it by: conta study {path}")
     for text in overrides:
         _apply_override(tree, text)
     return parse_config(tree)
@@ -651,7 +674,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(item) for item in error.errors())) from None
+        raise SettingsError("; ".join(_explain_all(error.errors()))) from None
 
 
 def _apply_override(tree: dict[str, Any], text: str) -> None:
@@ -674,9 +697,27 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
     node[leaf] = parsed
 
 
-def _explain(item: Any) -> str:
-    """One pydantic error as a sentence with the setting's name."""
-    path = [str(part) for part in item["loc"]]
+def _explain_all(items: Sequence[Any]) -> list[str]:
+    """Pydantic's errors as sentences, one a setting.
+
+    A setting that may be a number or a word has an error for each, told apart by a tag.
+    """
+    faults: dict[tuple[str, str], list[str]] = {}
+    for item in items:
+        path = [str(part) for part in item["loc"] if not _UNION_TAG.match(str(part))]
+        name, wanted, given = _explain(item, path)
+        faults.setdefault((name, given), []).append(wanted)
+    return [
+        f"{name}{' or '.join(dict.fromkeys(wanted)).replace(' or should be ', ' or ')}{given}"
+        for (name, given), wanted in faults.items()
+    ]
+
+
+_UNION_TAG = re.compile(r"constrained-|literal\[")
+
+
+def _explain(item: Any, path: Sequence[str]) -> tuple[str, str, str]:
+    """The setting's name, what it should be, and what it is; together one sentence."""
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
         known = _fields_at(path[:-1])
@@ -686,11 +727,12 @@ def _explain(item: Any) -> str:
             if near
             else f"known here: {', '.join(known)}"
         )
-        return f"unknown setting '{name}' ({hint})"
+        return "", f"unknown setting '{name}' ({hint})", ""
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    start = f"{name}: " if name else ""  # a fault between two groups names them itself
     if item["type"] in ("value_error", "missing"):  # ours name the value themselves
-        return f"{name}: {message}"
-    return f"{name}: {message.replace('valid tuple', 'list')}, not {item['input']!r}"
+        return start, message, ""
+    return start, message.replace("valid tuple", "list"), f", not {item['input']!r}"
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

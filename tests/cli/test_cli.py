@@ -62,7 +62,7 @@ def test_main__bad_input_is_one_line_and_2(conta, tmp_path):
 def test_run__sugar_and_set(conta, monkeypatch):
     seen = {}
 
-    def plan(config, *, home):
+    def plan(config, *, home, until):
         seen.update(config=config, home=home)
         return ["round 0 classifier: miss, never made"]
 
@@ -173,7 +173,8 @@ def test_data__scenes_and_check(conta, monkeypatch, tmp_path):
 
 def test_resume__lists_and_knows_the_finished(conta, tmp_path):
     home = tmp_path / "home"
-    assert conta("resume").out == f"every run in {home} is finished\n"
+    nothing = f"no runs in {home}; start one with: conta run recipes/scenes.yaml\n"
+    assert conta("resume").out == nothing
     run = Run(
         name="toy-1", config={}, data="d", started_ms=1, status="failed", reason="loss is nan"
     )
@@ -181,6 +182,7 @@ def test_resume__lists_and_knows_the_finished(conta, tmp_path):
     assert "toy-1  failed  before round 0" in conta("resume").out
     run.finish()
     save_run(home, run)
+    assert conta("resume").out == f"every run in {home} is finished\n"
     answer = conta("resume", "toy")
     assert (answer.code, answer.out) == (
         0,

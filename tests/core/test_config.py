@@ -76,6 +76,17 @@ MESSAGES = [
     ),
     ({"tracking": {"zz": 1}}, "unknown setting 'tracking.zz' (known here: panels)"),
     ({"rounds": 21}, "rounds: should be less than or equal to 20, not 21"),
+    ({"seeds": {"threshold": 1.5}}, "seeds.threshold: should be less than 1 or 'auto', not 1.5"),
+    (
+        {"expansion": {"irn": {"log2_steps": "some"}}},
+        "expansion.irn.log2_steps: should be a valid integer, unable to parse string as an integer "
+        "or 'auto', not 'some'",
+    ),
+    (
+        {"classifier": {"init": "segmenter", "backbone": "resnet50"}},
+        "classifier.init: a classifier of backbone 'resnet50' cannot start from a segmenter of "
+        "'lite0'; set classifier.backbone and segmenter.backbone to the same",
+    ),
     (
         {"rounds": "two"},
         "rounds: should be a valid integer, unable to parse string as an integer, not 'two'",

@@ -62,7 +62,9 @@ def test_read_photos__lists_of_ids_and_file_names(tmp_path):
     lists = {"train": ["c.jpg", "a", ""], "val": ["d.v2"], "night": ["e.jpg"]}
     root = make_folder(tmp_path, rows, lists=lists)
     assert ids(read(root)) == {"train": ["a", "c"], "val": ["d.v2"]}
-    assert ids(read(root, val=("val", "night", "gone")))["night"] == ["e"]
+    assert ids(read(root, val=("val", "night")))["night"] == ["e"]
+    with pytest.raises(DataError, match=r"gone\.txt does not exist; write it, or name another"):
+        read(root, val=("val", "gone"))
     assert ids(read(root, train="val", val=())) == {"train": ["d.v2"]}
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from flows import cost
-from flows.plan import Planned, explain_miss
+from flows.plan import Planned, check_names, explain_miss, plan_run
 from wsss_core.config import Config, parse_config
-from wsss_core.errors import InputError
+from wsss_core.errors import ContaError, InputError
 
 QUESTION = {
     "settings": {"training": {"epochs": 5}, "head": "v2"},
@@ -34,6 +34,39 @@ def test_explain_miss__compares_with_the_nearest():
     far = {**QUESTION, "seed": 4, "precision": "amp"}
     assert explain_miss(QUESTION, [far, {**QUESTION, "seed": 5}]) == "seed: 5 -> 3"
     assert explain_miss(QUESTION, []) == "never made"
+
+
+def test_plan_run__until_leaves_out_what_a_run_does_not_come_to(tmp_path):
+    config = parse_config({"data": {"scenes": {"photos": 8, "val_photos": 4, "size_px": 64}}})
+    whole = [str(row) for row in plan_run(config, tmp_path)]
+    part = [str(row) for row in plan_run(config, tmp_path, "cams")]
+    assert part == whole[: len(part)]
+    assert [line.split()[-4:] for line in part if "segmenter" in line] == []
+    stages = [row.stage.partition("/")[0] for row in plan_run(config, tmp_path, "cams")]
+    # what looks at the CAMs belongs to them; the masks do not
+    assert stages == ["scenes", "classifier", "score_classifier", "cams", "score_cams"]
+    last = plan_run(config, tmp_path, "test")[-1]
+    assert (last.round, last.stage) == (0, "audit_segmenter/val")
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"classifier": {"backbone": "resnet51"}}, "unknown backbone 'resnet51'; use lite0, "),
+        ({"segmenter": {"backbone": "resnet51"}}, "unknown backbone 'resnet51'; use lite0, "),
+        (
+            {"expansion": {"method": "irn", "irn": {"boundary": {"backbone": "resnet51"}}}},
+            "unknown backbone 'resnet51'; use lite0, ",
+        ),
+        ({"data": {"core_classes": ["kat"]}}, "data.core_classes: 'kat' is not a class of this"),
+    ],
+)
+def test_check_names__before_anything_is_computed(tree, message):
+    check_names(Config(), ("cat", "dog"))
+    check_names(parse_config({"segmenter": {"backbone": "resnet50"}}), ("cat", "dog"))
+    with pytest.raises(ContaError) as caught:
+        check_names(parse_config(tree), ("cat", "dog"))
+    assert str(caught.value).startswith(message)
 
 
 def test_planned__is_a_line():

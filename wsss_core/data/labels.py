@@ -198,7 +198,7 @@ def _read_text(path: Path, *, fault: Fault) -> str | None:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        fault(f"{path} does not exist; write it, or name another file in the recipe")
+        fault(f"{path} does not exist; write it, or name another file")
     except UnicodeDecodeError:
         fault(f"{path} is not UTF-8 text; save it as UTF-8")
     except OSError as error:

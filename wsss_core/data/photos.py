@@ -32,7 +32,8 @@ def read_photos(config: DataConfig, root: Path, *, fault: Fault = refuse) -> Dat
     """The photos that the tag table names, each with at least one tag.
 
     Classes are those of the label list, or else the sorted tags. Without a list `train`, every
-    photo that is on no val list trains; a val list that is not there is no split.
+    photo that is on no val list trains; without a list `val` there is no such split. A list of any
+    other name is one that a setting asks for, so it has to be there.
     """
     rows = read_tag_table(root / (config.tags or TAGS_FILE), fault=fault)
     classes = _read_classes(config, root, rows, fault=fault)
@@ -80,8 +81,8 @@ def _read_lists(
     lists: dict[str, set[str]] = {}
     for name in split_names(config).values():
         path = root / f"{name}.txt"
-        if not path.exists() and (name != config.train or name == TRAIN):
-            continue
+        if not path.exists() and name in (TRAIN, *DataConfig().val):
+            continue  # not asked for by name
         lists[name] = set()
         for entry in read_list(path, fault=fault):
             if entry.name in ids:

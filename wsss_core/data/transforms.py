@@ -3,7 +3,7 @@
 Augmentation is a pure function of (seed, epoch, photo id): no worker owns a random state, so a
 resumed or differently loaded epoch sees the same pixels. The whole picture's normalised
 coordinates, [-1, 1] with align_corners=False, are the common frame; a crop is described by the 2x3
-affine that maps its own coordinates into it (DESIGN 5, METHOD 1.4.1).
+affine that maps its own coordinates into it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The pixel truth of photos: for scores alone.
 
-Nothing that is trained depends on it (DESIGN 3), but for `supervision: truth`.
+Nothing that is trained depends on it, but for `supervision: truth`.
 """
 
 from __future__ import annotations

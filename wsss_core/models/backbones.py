@@ -99,6 +99,22 @@ def build_backbone(name: str, *, pretrained: bool, output_stride: int, seed: int
         return _build_timm(name, pretrained=pretrained, output_stride=output_stride)
 
 
+def check_backbone(name: str) -> None:
+    """Look a trunk up without building it.
+
+    Raises:
+        InputError: For an unknown name.
+    """
+    if name == "lite0" or name in _RESNET_FILES:
+        return
+    import timm
+
+    if name not in timm.list_models():
+        raise InputError(
+            f"unknown backbone '{name}'; use lite0, resnet50, resnet101 or a name timm lists"
+        )
+
+
 def freeze(backbone: Backbone, *, until: int, batch_norm: bool) -> None:
     """Stop updates of block 1..`until` and, if asked, of every BatchNorm (statistics and affine).
 
@@ -218,11 +234,7 @@ def _fetch(load: Callable[[], dict[str, Tensor]], name: str) -> dict[str, Tensor
 def _build_timm(name: str, *, pretrained: bool, output_stride: int) -> Backbone:
     import timm
 
-    if name not in timm.list_models():
-        raise InputError(
-            f"unknown backbone '{name}'; use lite0, resnet50, resnet101 or a name timm lists"
-        )
-
+    check_backbone(name)
     try:
         net: Any = timm.create_model(
             name, pretrained=pretrained, features_only=True, output_stride=output_stride
