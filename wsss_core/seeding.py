@@ -15,7 +15,7 @@ def derive_seed(seed: int, *parts: str | int) -> int:
     """A 63-bit seed that depends on `seed` and every part, the same on every machine.
 
     A stage's seed is `derive_seed(run_seed, stage_name)`: the round is not in it, so every arm of a
-    study and every round sees the same batches (DESIGN 5).
+    study and every round sees the same batches.
     """
     text = "\x1f".join([str(seed), *map(str, parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -11,7 +11,7 @@ def draw(*shape, seed=0):
 
 def test_half_plane_offsets__each_pair_once():
     assert half_plane_offsets(2) == [(0, 1), (1, -1), (1, 0), (1, 1)]
-    for radius, count in ((5, 34), (10, 152)):  # METHOD 6.3, 3.3
+    for radius, count in ((5, 34), (10, 152)):  # irn: 34 paths at radius 5
         offsets = half_plane_offsets(radius)
         both = {*offsets, *[(-dy, -dx) for dy, dx in offsets]}
         assert (len(offsets), len(both)) == (count, 2 * count)

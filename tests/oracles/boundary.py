@@ -1,4 +1,4 @@
-"""IRNet's affinity loss by brute force: every pair of cells of a map (METHOD 3.3), numpy only."""
+"""IRNet's affinity loss by brute force: every pair of cells of a map, numpy only."""
 
 import numpy as np
 

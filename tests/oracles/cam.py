@@ -1,4 +1,4 @@
-"""Class activation maps written out in loops (METHOD 3.1, irn make_cam.py), numpy only."""
+"""Class activation maps written out in loops (irn, step/make_cam.py), numpy only."""
 
 import numpy as np
 

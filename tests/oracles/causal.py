@@ -1,4 +1,4 @@
-"""The causal heart in slow loops, written from METHOD.md 1.2-1.4: one number at a time, float64."""
+"""The causal heart in slow loops, written from docs/method.md: one number at a time, float64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The fully connected CRF by brute force: every pair of pixels (METHOD 3.2), numpy only.
+"""The fully connected CRF by brute force: every pair of pixels, numpy only.
 
 Kraehenbuehl and Koltun 2011 with Potts labels, in pydensecrf's parameters: positions in pixels and
 colours in 0..255 divided by the deviations, Gaussian exp(-d^2 / 2), each kernel normalised

@@ -1,4 +1,4 @@
-"""The random walk with the dense matrix, squared (METHOD 3.3 and 3.4), numpy only."""
+"""The random walk with the dense matrix, squared (irn, misc/indexing.py), numpy only."""
 
 import numpy as np
 

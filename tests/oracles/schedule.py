@@ -1,4 +1,4 @@
-"""Poly decay and SGD, one number at a time (METHOD 3.1), numpy only."""
+"""Poly decay and SGD, one number at a time, numpy only."""
 
 import numpy as np
 

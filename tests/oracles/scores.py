@@ -1,4 +1,4 @@
-"""Slow scores, pixel by pixel and rank by rank, from METHOD 3.7 and DESIGN 6. Numpy only."""
+"""Slow scores, pixel by pixel and rank by rank, from docs/method.md. Numpy only."""
 
 import numpy as np
 

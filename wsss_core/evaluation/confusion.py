@@ -1,4 +1,4 @@
-"""Intersection over union, counted over a whole split (DESIGN 6, METHOD 3.7).
+"""Intersection over union, counted over a whole split (docs/decisions/0001).
 
 One confusion matrix over all photos, background included. IoU_i = TP / (truth + predicted - TP).
 Pixels whose truth is `IGNORE_INDEX` are left out; a class absent from both truth and prediction has

@@ -1,4 +1,4 @@
-"""What one set of masks scored, with everything a table must say beside the number (DESIGN 6)."""
+"""What one set of masks scored, with everything a table must say beside the number."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from wsss_core.errors import DataError
 
 STRIDE_PX = 4
-"""Photo pixels a side of a stored CAM's cell; full size is recomputed (DESIGN 3)."""
+"""Photo pixels a side of a stored CAM's cell; full size is recomputed."""
 
 # What numpy raises on files that are no npz, or hold arrays of another kind
 _NO_CAM = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)

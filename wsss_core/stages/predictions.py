@@ -128,7 +128,7 @@ def _load(folder: Path, device: str) -> nn.Module:
 
 
 def _context_settings(config: Any) -> dict[str, Any]:
-    # X_m: whole photo, one scale plus flip, no CRF, for training and unseen photos alike (DESIGN 5)
+    # X_m: whole photo, one scale plus flip, no CRF, for training and unseen photos alike
     size = config.causal.context_size
     return {"scales": (1.0,), "flip": True, "crf": None, "context_size": size}
 

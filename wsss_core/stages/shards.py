@@ -1,7 +1,7 @@
 """Fixed shards of sorted photo ids, and batches of equal size inside them.
 
 Batches form inside a shard, never across, so the last bits of a result depend neither on the number
-of workers nor on which photos another shard holds (DESIGN 3).
+of workers nor on which photos another shard holds.
 """
 
 from __future__ import annotations
