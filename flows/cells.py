@@ -9,6 +9,7 @@ from prefect import flow
 
 from flows.conta import conta_flow
 from flows.environment import locate_data, resolve_home
+from flows.plan import check_backbones
 from flows.runs import Round, Run, StageName, read_run
 from flows.study import Cell, Study, find_cells, list_missing, write_cell
 from wsss_core.errors import ContaError, DataError
@@ -34,6 +35,8 @@ def study_flow(study: Study, folder: Path, data: Path | None = None) -> int:
     """
     home, recorder = resolve_home(), ConsoleRecorder()
     missing = list_missing(study, find_cells(study, folder))
+    for arm, seed in missing:
+        check_backbones(study.config(arm, seed))
     for number, (arm, seed) in enumerate(missing, start=1):
         recorder.note(f"cell {number} of {len(missing)}: arm {arm}, seed {seed}")
         config = locate_data(study.config(arm, seed, data=data))
@@ -43,6 +46,7 @@ def study_flow(study: Study, folder: Path, data: Path | None = None) -> int:
         if run is None:
             raise ContaError(f"the record of run {name} cannot be read; start the study again")
         write_cell(folder, take_cell(study, run, Workspace(home), arm=arm, seed=seed))
+        find_cells(study, folder)  # of other data than its fellows: said now, not after the last
     return len(missing)
 
 

@@ -152,7 +152,11 @@ def execute_study(study: Study, *, home: Path, folder: Path, data: Path | None) 
     from flows.study import find_cells, list_missing
 
     for arm, seed in list_missing(study, find_cells(study, folder)):
-        _check_until(study.until, locate_data(study.config(arm, seed, data=data)))
+        config = locate_data(study.config(arm, seed, data=data))
+        try:
+            _check_until(study.until, config)
+        except InputError as error:
+            raise InputError(f"arm {arm!r} of study {study.name}: {error}") from None
     set_defaults(home)
     server = servers.open_prefect(home)
     with _served_by(server):
@@ -170,7 +174,7 @@ def plan(config: Config, *, home: Path, until: str | None = None) -> list[Planne
     The data are indexed, if they are a folder; scenes that were never made make everything a miss.
 
     Raises:
-        ContaError: For what `execute` would refuse.
+        ContaError: For what `execute` would refuse, as far as the data are there to tell.
     """
     _check_until(until, config)
     config = locate_data(config)
@@ -234,7 +238,7 @@ def _check_until(until: str | None, config: Config) -> None:
     if until.startswith("boundary") and config.expansion.method != "irn":
         raise InputError(
             f"stage {until} belongs to expansion.method irn, but it is "
-            f"{config.expansion.method!r}; add --set expansion.method=irn"
+            f"{config.expansion.method!r}; change that, or stop after another stage"
         )
     if until == "confounders" and not config.causal.has_map:
         raise InputError(

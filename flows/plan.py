@@ -120,28 +120,17 @@ def plan_run(config: Config, home: Path, until: str | None = None) -> list[Plann
     names = [row.stage.partition("/")[0] for row in rows]
     if until is None:
         return rows
+    later = set(MAIN_STAGES) - {until}
     begun = names.index(until) if until in names else len(rows)
-    others = (number for number in range(begun, len(rows)) if names[number] in _after(until))
-    return rows[: next(others, len(rows))]
+    return rows[: next((n for n in range(begun, len(rows)) if names[n] in later), len(rows))]
 
 
-def _after(until: str) -> set[str]:
-    """The stages that a run which stops after `until` does not come to."""
-    return set(MAIN_STAGES) - {until}
-
-
-def check_names(config: Config, classes: Sequence[str]) -> None:
-    """Look up what only a later stage would stumble over.
-
-    Args:
-        config: The settings.
-        classes: Of the data.
+def check_backbones(config: Config) -> None:
+    """Look up what only a later stage would build.
 
     Raises:
         InputError: For an unknown backbone.
-        SettingsError: For a core class that is no class.
     """
-    core_labels(config.data.core_classes, names=[BACKGROUND, *classes])
     backbones = [config.classifier.backbone, config.segmenter.backbone]
     if config.expansion.method == "irn":
         backbones.append(config.expansion.irn.boundary.backbone)
@@ -149,7 +138,17 @@ def check_names(config: Config, classes: Sequence[str]) -> None:
         check_backbone(name)
 
 
+def check_core_classes(config: Config, classes: Sequence[str]) -> None:
+    """Refuse a core class that the data lack before the first score needs it.
+
+    Raises:
+        SettingsError: For a name that is no class.
+    """
+    core_labels(config.data.core_classes, names=[BACKGROUND, *classes])
+
+
 def _plan_all(config: Config, home: Path) -> list[Planned]:
+    check_backbones(config)
     work = Workspace(home, config.data.root, config.runtime, ConsoleRecorder())
     if config.data.source == "scenes":
         stage = stage_of(stages.make_scenes)
@@ -160,7 +159,7 @@ def _plan_all(config: Config, home: Path) -> list[Planned]:
             return [Planned(None, "scenes", False, reason), *rows]
     else:
         data = index_data(config, work)
-    check_names(config, work.dataset(data).classes)
+    check_core_classes(config, work.dataset(data).classes)
     truth = index_truth(config, work, data=data)
     config = score_what_is_there(config, work.dataset(data).splits)
     rows = plan_rounds(config, work, data, truth, verify=True)

@@ -153,7 +153,7 @@ class Cell(BaseModel):
         config: The resolved settings.
         data: Content digest of the data.
         rounds: Flat metrics of each round, those of single classes left out.
-        endpoint: The study's, which `bootstrap` is of.
+        endpoint: The study's, which `bootstrap` is of; empty in cells of 0.1.0.
         bootstrap: The end point of the last round under draws of photos; empty if the artifacts
             hold no counts of single photos.
         artifacts: Content digest of what each stage of the last round made.
@@ -168,7 +168,7 @@ class Cell(BaseModel):
     config: dict[str, Any]
     data: str
     rounds: list[dict[str, float]]
-    endpoint: str
+    endpoint: str = ""
     bootstrap: list[float] = []
     artifacts: dict[str, str] = {}
     versions: dict[str, str] = {}
@@ -205,7 +205,11 @@ def load_study(path: Path) -> Study:
         raise SettingsError(f"{path}: {'; '.join(faults)}") from None
     study = study.model_copy(update={"recipe": path.parent / study.recipe})
     for arm in study.arms:  # a typo in the last arm is said before the first one is computed
-        study.config(arm, study.seeds[0])
+        if study.config(arm, study.seeds[0]).supervision == "truth" and study.rounds:
+            raise SettingsError(
+                f"arm {arm!r} of study {study.name}: the fully supervised twin has one round; set "
+                "rounds: 0"
+            )
     return study
 
 
@@ -226,7 +230,7 @@ def find_cells(study: Study, folder: Path) -> dict[tuple[str, int], Cell]:
     A setting that did not exist when a cell was made counts as its default.
 
     Raises:
-        DataError: For a broken cell, or two of one seed that were made of different data.
+        DataError: For a broken cell, or two that ask for the same data and were made of different.
     """
     found: dict[tuple[str, int], Cell] = {}
     data: dict[str, tuple[str, Path]] = {}
@@ -239,7 +243,7 @@ def find_cells(study: Study, folder: Path) -> dict[tuple[str, int], Cell]:
             digest, first = data.setdefault(repr(cell.config["data"]), (cell.data, path))
             if digest != cell.data:
                 raise DataError(
-                    f"{path} and {first} were made of different data, so they are no pair; "
+                    f"{path} and {first} were made of different data, so they do not compare; "
                     "remove the one of the data you do not mean and run the study again"
                 )
             found[arm, seed] = cell
@@ -399,7 +403,11 @@ def _start(cell: Cell) -> str:
 
 def _differ(ours: Cell, theirs: Cell) -> bool:
     shared = ours.rounds[0].keys() & theirs.rounds[0].keys() - {"seconds"}
-    return any(ours.rounds[0][name] != theirs.rounds[0][name] for name in shared)
+    return any(
+        ours.rounds[0][name] != theirs.rounds[0][name]
+        for name in shared
+        if not name.startswith("confounders/")  # already of the next round's context
+    )
 
 
 def _check_table(study: Study, cells: Cells) -> str:

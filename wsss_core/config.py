@@ -727,7 +727,7 @@ def _explain(item: Any, path: Sequence[str]) -> tuple[str, str, str]:
             if near
             else f"known here: {', '.join(known)}"
         )
-        return "", f"unknown setting '{name}' ({hint})", ""
+        return f"unknown setting '{name}' ({hint})", "", ""
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     start = f"{name}: " if name else ""  # a fault between two groups names them itself
     if item["type"] in ("value_error", "missing"):  # ours name the value themselves

@@ -66,6 +66,11 @@ def test_fields__defaults_pass_as_json(name):
 MESSAGES = [
     ({"classifer": {}}, "unknown setting 'classifer' (did you mean 'classifier'?)"),
     (
+        {"causal": {"contxt": "none"}, "seeds": {"treshold": 1}},
+        "unknown setting 'causal.contxt' (did you mean 'causal.context'?); "
+        "unknown setting 'seeds.treshold' (did you mean 'seeds.threshold'?)",
+    ),
+    (
         {"classifier": {"training": {"epoch": 1}}},
         "unknown setting 'classifier.training.epoch' (did you mean 'classifier.training.epochs'?)",
     ),

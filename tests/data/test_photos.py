@@ -66,6 +66,9 @@ def test_read_photos__lists_of_ids_and_file_names(tmp_path):
     with pytest.raises(DataError, match=r"gone\.txt does not exist; write it, or name another"):
         read(root, val=("val", "gone"))
     assert ids(read(root, train="val", val=())) == {"train": ["d.v2"]}
+    (root / "val.txt").unlink()
+    with pytest.raises(DataError, match=r"val\.txt does not exist; write it"):
+        read(root, train="val", val=())
 
 
 def test_read_photos__without_a_train_list_val_photos_are_kept_out(tmp_path):

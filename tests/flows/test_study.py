@@ -105,6 +105,8 @@ def test_load_study__no_file_and_no_such_setting(place, tmp_path):
     arms = TREE["arms"] | {"last": {"causal.contxt": "none"}}
     with pytest.raises(SettingsError, match=r"^arm 'last' of study toy: unknown setting"):
         study.load_study(place(arms=arms))
+    with pytest.raises(SettingsError, match=r"^arm 'twin' of .* has one round; set rounds: 0$"):
+        study.load_study(place(arms=TREE["arms"] | {"twin": {"supervision": "truth"}}))
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -271,9 +271,15 @@ def say_dead(metrics: Mapping[str, float], *, context: str) -> str | None:
     ratio, spread = metrics.get("context/rms_ratio"), metrics.get("context/m_spread")
     cosine = metrics.get("context/cosine")
     if ratio is not None and ratio < DEAD_RMS_RATIO:
-        return f"it adds {100 * ratio:.2g} % of what the photo adds"
+        return (
+            f"it adds {100 * ratio:.2g} % of what the photo adds (causal.amplitude 30 makes it "
+            "heard, with W1 and W2 also causal.attention_std 0.1)"
+        )
     if spread is not None and spread < DEAD_SPREAD and context != "uniform_alpha":
-        return f"its map differs between photos by {100 * spread:.2g} % of its size"
+        return (
+            f"its map differs between photos by {100 * spread:.2g} % of its size (alpha deviates "
+            "more under causal.attention_std 0.1)"
+        )
     if cosine is not None and cosine > COSINE_THRESHOLD and context != "uniform_alpha":
         return f"its classes look alike (mean cosine {cosine:.3f}), so alpha cannot matter"
     return None

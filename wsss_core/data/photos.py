@@ -79,10 +79,10 @@ def _read_lists(
     """The photo ids of each list that is there."""
     ids = {row.filename: row.id for row in rows} | {row.id: row.id for row in rows}
     lists: dict[str, set[str]] = {}
-    for name in split_names(config).values():
+    for split, name in split_names(config).items():
         path = root / f"{name}.txt"
-        if not path.exists() and name in (TRAIN, *DataConfig().val):
-            continue  # not asked for by name
+        if not path.exists() and split == name and name in (TRAIN, *DataConfig().val):
+            continue  # the default, so not asked for
         lists[name] = set()
         for entry in read_list(path, fault=fault):
             if entry.name in ids:

@@ -62,7 +62,7 @@ class Leaks:
         return ratio(self._on, self._of)
 
     def overall(self) -> float:
-        """Over all pairs, the mass of i in photos of i and j that lies on j; NaN without company.
+        """Over all pairs, the share of i's mass in photos of i and j that is on j; NaN for no pair.
 
         A class with two companions counts once with each, so its leaks are averaged, not added.
         """

@@ -42,10 +42,10 @@ def student_interval(differences: Sequence[float]) -> Interval | None:
 def ratio_interval(values: Sequence[float], divisors: Sequence[float]) -> Interval | None:
     """Fieller's interval of a mean divided by another, both over the same seeds.
 
-    The ratios r that the seeds do not refute: those for which Student's t interval of
-    values - r * divisors holds zero (Fieller 1954). It is lopsided where the divisors are not sure
-    themselves, and without an end where they may be zero. A mean of ratios would be ruled by the
-    seed whose divisor is nearest to zero.
+    The ratios r that the seeds do not refute, those for which Student's t interval of
+    values - r * divisors holds zero (Fieller 1954), or the range about them. It is lopsided where
+    the divisors are not sure themselves, and without an end where they may be zero. A mean of
+    ratios would be ruled by the seed whose divisor is nearest to zero.
 
     Returns:
         None for fewer than two, or divisors that are zero in the mean. Ends are infinite where the

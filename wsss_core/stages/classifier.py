@@ -325,8 +325,7 @@ def _write(
         metrics["context/rms_ratio"] = context_ratio(model, default_collate(seen))
         if dead := say_dead(metrics, context=causal.context):
             job.work.recorder.note(
-                f"the context {causal.context} is dead: {dead}, so this round says nothing of it; "
-                "causal.amplitude 30 makes it heard, with W1 and W2 also causal.attention_std 0.1"
+                f"the context {causal.context} is dead: {dead}, so this round says nothing of it"
             )
         if isinstance(model.intervention, UniformIntervention):
             metrics |= gap_report(model.to(job.work.device()), photos, contexts)
@@ -338,7 +337,7 @@ def context_ratio(model: ContextClassifier, batch: Batch) -> float:
     """`Classifier.context_rms_ratio` on a batch of views, which is a training's first.
 
     What the training itself saw last is gone where another process trained, or an earlier start.
-    Under `exact` it is that of the single contexts together, in however many parts they pass.
+    Under `exact` it is that of the single contexts, however many pass at a time (RMS over parts).
     """
     model.eval()  # a training that was finished before this start has not set any mode
     views = batch["photo"], batch["x_m"], batch["affine"], batch.get("draw")
