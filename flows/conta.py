@@ -20,7 +20,7 @@ from flows.plan import check_backbones, check_core_classes, label_call, plan_rou
 from flows.progress import FlowRecorder
 from flows.report import publish_report, write_report
 from flows.review import ChangedError, ask_reviewer, check_reviewer
-from flows.rounds import run_rounds, score_what_is_there
+from flows.rounds import Truth, run_rounds, score_what_is_there, truth_of
 from flows.runs import Run, StageName, UnderWay
 from flows.settle import announce_start, settle_dead
 from tasks import stages
@@ -28,8 +28,9 @@ from tasks.policy import stage_of
 from tasks.runners import choose_shard_map
 from tasks.tracking import Tracker
 from wsss_core.config import Config
-from wsss_core.errors import ContaError, DataError
+from wsss_core.errors import ContaError, DataError, StoreError
 from wsss_core.records import Manifest
+from wsss_core.stages.data import find_scored
 from wsss_core.stages.stage import Workspace
 from wsss_core.store import library_versions
 
@@ -72,13 +73,16 @@ def _compute(
     config: Config,
     work: Workspace,
     data: Manifest,
-    truth: Manifest | None,
+    truth: Truth | None,
     *,
     stop: tuple[str, int] | None,
 ) -> tuple[str, Config | None]:
     """Do a run; returns its name, and the settings of the one that goes on in its place, if any."""
-    with work_on_run(config, work, data, truth) as (run, tracker):
+    with work_on_run(config, work, data, None if truth is None else truth.masks) as (run, tracker):
         scored = score_what_is_there(config, work.dataset(data).splits)
+        for split in ("train", *scored.data.val):
+            if truth is not None and split not in truth.splits:
+                work.recorder.note(f"no photo of {split} has a true mask, so it is not scored")
         planned = plan_rounds(scored, work, data, truth, verify=False)
         cost = check_cost(planned, scored, work, data)
         if cost is not None and stop is None:
@@ -107,7 +111,7 @@ def _turn(work: Workspace) -> contextlib.AbstractContextManager[None]:
     return turn_on_gpu(device.index, note=work.recorder.note)
 
 
-def index(config: Config, work: Workspace) -> tuple[Manifest, Manifest | None]:
+def index(config: Config, work: Workspace) -> tuple[Manifest, Truth | None]:
     """The data, and its true masks if there are any.
 
     Raises:
@@ -115,11 +119,12 @@ def index(config: Config, work: Workspace) -> tuple[Manifest, Manifest | None]:
     """
     source = stages.make_scenes if config.data.source == "scenes" else stages.index_data
     data = source(config, work)
-    truth = stages.index_truth(config, work, data=data)
-    if truth is None and config.supervision == "truth":
+    masks = stages.index_truth(config, work, data=data)
+    truth = None if masks is None else Truth(masks, find_scored(work, data, masks))
+    if truth_of(truth, "train") is None and config.supervision == "truth":
         raise DataError(
-            f"supervision 'truth' needs true masks, and {work.data_root(data)} has none; "
-            "add them or set supervision: tags"
+            f"supervision 'truth' needs true masks of the training photos, and "
+            f"{work.data_root(data)} has none; add them or set supervision: tags"
         )
     return data, truth
 
@@ -270,7 +275,10 @@ def work_on_run(
                 run.status, run.reason = "stopped", type(signal).__name__
             raise
         finally:
-            runs.close_run(home, run)
+            try:
+                runs.close_run(home, run)
+            except StoreError:  # what ended the run may be the same full disk; that is what is said
+                logger.exception("its record does not say how it ended")
             tracker.close(run.status)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import Task
 
-from flows.rounds import run_rounds, score_what_is_there
+from flows.rounds import Truth, run_rounds, score_what_is_there
 from flows.runs import MAIN_STAGES
 from tasks import stages
 from tasks.policy import stage_of
@@ -20,7 +20,7 @@ from wsss_core.evaluation.report import core_labels
 from wsss_core.models.backbones import check_backbone
 from wsss_core.observe import ConsoleRecorder
 from wsss_core.records import Manifest
-from wsss_core.stages.data import index_data, index_truth
+from wsss_core.stages.data import find_scored, index_data, index_truth
 from wsss_core.stages.stage import Stage, Workspace
 
 Inputs = Mapping[str, Manifest | str | None]
@@ -53,7 +53,7 @@ class Planner:
 
     Attributes:
         rows: One for each call so far.
-        verify: Whether hits are hashed, as the run will do.
+        verify: Whether hits are hashed, as the run will do, and misses are explained.
     """
 
     def __init__(self, config: Config, work: Workspace, data: Manifest, *, verify: bool) -> None:
@@ -94,7 +94,7 @@ class Planner:
         else:
             key = stage.key(config, **inputs)
             found, problem = self._work.store.peek(stage.name, key), None
-        if found is not None:
+        if found is not None or not self.verify:
             return found, ""
         asked = stage.question(config, **inputs)
         return None, problem or explain_miss(asked, self._work.store.questions(stage.name))
@@ -106,7 +106,7 @@ def label_call(name: str, inputs: Inputs) -> str:
 
 
 def plan_rounds(
-    config: Config, work: Workspace, data: Manifest, truth: Manifest | None, *, verify: bool
+    config: Config, work: Workspace, data: Manifest, truth: Truth | None, *, verify: bool
 ) -> list[Planned]:
     """Every call of every round, in order."""
     planner = Planner(config, work, data, verify=verify)
@@ -155,12 +155,14 @@ def _plan_all(config: Config, home: Path) -> list[Planned]:
         data, problem = stage.find(config, work)
         reason = problem or explain_miss(stage.question(config), work.store.questions(stage.name))
         if data is None:
-            rows = plan_rounds(config, work, _missing("scenes"), _missing("truth"), verify=True)
+            known = Truth(_missing("truth"), frozenset({"train", *config.data.val}))
+            rows = plan_rounds(config, work, _missing("scenes"), known, verify=True)
             return [Planned(None, "scenes", False, reason), *rows]
     else:
         data = index_data(config, work)
     check_core_classes(config, work.dataset(data).classes)
-    truth = index_truth(config, work, data=data)
+    masks = index_truth(config, work, data=data)
+    truth = None if masks is None else Truth(masks, find_scored(work, data, masks))
     config = score_what_is_there(config, work.dataset(data).splits)
     rows = plan_rounds(config, work, data, truth, verify=True)
     return [Planned(None, data.stage, True), *rows]

@@ -67,13 +67,31 @@ class Made:
         return None if self.confounders is None else self.predictions
 
 
+@dataclass(frozen=True)
+class Truth:
+    """True masks, for the scores of those splits that have some.
+
+    Attributes:
+        masks: What `index_truth` gave.
+        splits: Those of which at least one photo has a mask.
+    """
+
+    masks: Manifest
+    splits: frozenset[str]
+
+
+def truth_of(truth: Truth | None, split: str) -> Manifest | None:
+    """The true masks if they can score a split."""
+    return truth.masks if truth is not None and split in truth.splits else None
+
+
 def score_what_is_there(config: Config, splits: Iterable[str]) -> Config:
     """The settings without the val lists that this data lacks: own photos may come without any."""
     val = tuple(split for split in config.data.val if split in splits)
     return config.model_copy(update={"data": config.data.model_copy(update={"val": val})})
 
 
-def run_rounds(config: Config, truth: Manifest | None, step: Step) -> None:
+def run_rounds(config: Config, truth: Truth | None, step: Step) -> None:
     """Rounds 0..T, or fewer if `evaluation.stop_stability` says that masks no longer change.
 
     Without a context and from the same start (`causal.context: none`, `classifier.init: imagenet`)
@@ -91,7 +109,7 @@ def run_rounds(config: Config, truth: Manifest | None, step: Step) -> None:
 
 
 def run_round(
-    config: Config, truth: Manifest | None, step: Step, former: Made
+    config: Config, truth: Truth | None, step: Step, former: Made
 ) -> tuple[Made, float | None]:
     """One round: classify with the context map, make seeds, expand them, segment, find confounders.
 
@@ -104,11 +122,11 @@ def run_round(
     Returns:
         What this round leaves, and the mIoU between its masks and the former round's if both exist.
     """
-    made = Made()
+    made, train_truth = Made(), truth_of(truth, "train")
     if config.supervision == "truth":
-        cams, masks = None, step(stages.truth_masks, truth=truth)
+        cams, masks = None, step(stages.truth_masks, truth=train_truth)
     else:
-        made.classifier, cams, masks = make_masks(config, truth, step, former)
+        made.classifier, cams, masks = make_masks(config, train_truth, step, former)
         if made.classifier is not None:
             step(stages.audit_blur, classifier=made.classifier, x_m=former.x_m, masks=masks)
     context = paste_context(config, former)
@@ -116,7 +134,7 @@ def run_round(
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)
     seen = made.predictions
-    step(stages.draw_panels, truth=truth, cams=cams, masks=masks, predictions=seen)
+    step(stages.draw_panels, truth=train_truth, cams=cams, masks=masks, predictions=seen)
     if made.classifier is not None and former.confounders is not None:
         step(stages.draw_context, classifier=made.classifier, x_m=former.x_m)
     score_segmenter(config, truth, step, made)
@@ -191,13 +209,14 @@ def find_confounders(config: Config, step: Step, former: Made, made: Made, masks
         made.val_predictions = step(stages.segment_photos, segmenter=made.segmenter, split=split)
 
 
-def score_segmenter(config: Config, truth: Manifest | None, step: Step, made: Made) -> None:
-    """What the segmenter is worth on the training photos and on every val split."""
-    if truth is None:
-        return
-    step(stages.score_segmenter, truth=truth, predictions=made.predictions, split="train")
-    step(stages.audit_segmenter, truth=truth, predictions=made.predictions, split="train")
-    for split in config.data.val:
-        test = step(stages.test_segmenter, segmenter=made.segmenter, split=split)
-        step(stages.score_segmenter, truth=truth, predictions=test, split=split)
-        step(stages.audit_segmenter, truth=truth, predictions=test, split=split)
+def score_segmenter(config: Config, truth: Truth | None, step: Step, made: Made) -> None:
+    """What the segmenter is worth on the training photos and on every val split with true masks."""
+    for split in ("train", *config.data.val):
+        masks = truth_of(truth, split)
+        if masks is None:
+            continue
+        found = made.predictions
+        if split != "train":
+            found = step(stages.test_segmenter, segmenter=made.segmenter, split=split)
+        step(stages.score_segmenter, truth=masks, predictions=found, split=split)
+        step(stages.audit_segmenter, truth=masks, predictions=found, split=split)

@@ -9,11 +9,11 @@ import pytest
 from tests.data.samples import RecordingRecorder, corner_photo, make_devkit, make_folder, save_photo
 from wsss_core.config import Config, DataConfig
 from wsss_core.data.images import write_mask
-from wsss_core.data.index import write_index
+from wsss_core.data.index import hash_file, write_index
 from wsss_core.data.source import read_source
 from wsss_core.errors import DataError, InputError
 from wsss_core.observe import SilentRecorder
-from wsss_core.stages.data import index_data, index_truth
+from wsss_core.stages.data import find_scored, index_data, index_truth
 from wsss_core.stages.stage import Workspace
 from wsss_core.store import file_sha256
 
@@ -110,8 +110,8 @@ def test_index_data__needs_a_folder(tmp_path):
 def test_index_truth__masks_of_the_photos_alone(work, folder):
     data = index_data(PHOTOS, work)
     assert index_truth(PHOTOS, work, data=data) is None
-    for name in ("a", "sub/c", "stranger"):
-        write_mask(folder / "masks" / f"{name}.png", np.zeros((6, 10), np.uint8))
+    for name, height in (("a", 6), ("sub/c", 8), ("stranger", 9)):
+        write_mask(folder / "masks" / f"{name}.png", np.zeros((height, 10), np.uint8))
     truth = index_truth(PHOTOS, work, data=data)
     assert json.loads((work.folder(truth) / "truth.json").read_text()) == {
         "a": file_sha256(folder / "masks" / "a.png"),
@@ -121,6 +121,30 @@ def test_index_truth__masks_of_the_photos_alone(work, folder):
     assert index_data(PHOTOS, work) == data
     write_mask(folder / "masks" / "a.png", np.ones((6, 10), np.uint8))
     assert index_truth(PHOTOS, work, data=data).digest != truth.digest
+
+
+def test_index_truth__a_mask_that_does_not_fit_is_said_before_anything_is_made(work, folder):
+    data = index_data(PHOTOS, work)
+    write_mask(folder / "masks" / "a.png", np.zeros((5, 5), np.uint8))
+    (folder / "masks" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(
+        DataError, match=r"a\.png is 5 x 5 px, its .*first of 2 broken masks: `conta"
+    ):
+        index_truth(PHOTOS, work, data=data)
+    assert not list((work.home / "store" / "truth").glob("[!.]*"))
+
+
+def test_find_scored__splits_with_at_least_one_mask(work, folder):
+    data = index_data(PHOTOS, work)
+    write_mask(folder / "masks" / "a.png", np.zeros((6, 10), np.uint8))
+    assert find_scored(work, data, index_truth(PHOTOS, work, data=data)) == {"train"}
+    write_mask(folder / "masks" / "sub/c.png", np.zeros((8, 10), np.uint8))
+    assert find_scored(work, data, index_truth(PHOTOS, work, data=data)) == {"train", "val"}
+
+
+def test_hash_file__what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\); check it and its"):
+        hash_file(tmp_path)
 
 
 def test_index_truth__devkit(tmp_path):

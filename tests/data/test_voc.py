@@ -122,6 +122,13 @@ def test_read_voc__faulty_list(tmp_path, listed, says):
     assert "\n" not in str(caught.value)
 
 
+def test_read_voc__a_link_to_nothing_is_no_photo(tmp_path):
+    make_devkit(tmp_path, TAGS, train=["p1", "p9"], val=["p2"])
+    (tmp_path / "JPEGImages" / "p9.jpg").symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(DataError, match=r"p9"):
+        read(tmp_path)
+
+
 def test_read_voc__photos_that_share_an_id(tmp_path):
     make_devkit(tmp_path, TAGS, train=["p1"], val=["p2"])
     save_photo(tmp_path / "JPEGImages" / "p1.png")

@@ -150,6 +150,31 @@ def test_conta_flow__a_segmenter_setting_redoes_what_follows(home, toys, conta, 
     assert not {"classifier", "cams", "masks", "score_cams"} & set(calls)
 
 
+@pytest.mark.parametrize(
+    ("with_truth", "scored"),
+    [
+        (("p0",), {"score_segmenter/val", "audit_segmenter/val"}),
+        (
+            ("p2",),
+            {
+                "score_cams",
+                "score_masks",
+                "audit",
+                "score_segmenter/train",
+                "audit_segmenter/train",
+            },
+        ),
+    ],
+)
+def test_conta_flow__scores_the_splits_that_have_truth(toys, conta, capsys, with_truth, scored):
+    toys.with_truth = with_truth
+    conta(rounds=0)
+    calls = [name for name in toys.take_calls() if name.startswith(("score", "audit"))]
+    assert set(calls) - {"score_classifier/val", "audit_blur"} == scored
+    other = "train" if with_truth == ("p0",) else "val"
+    assert f"no photo of {other} has a true mask, so it is not scored" in capsys.readouterr().err
+
+
 def test_conta_flow__without_context_later_rounds_are_free(toys, conta):
     run = conta(rounds=2, causal={"context": "none"})
     calls = toys.take_calls()

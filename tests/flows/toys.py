@@ -23,10 +23,12 @@ class Toys:
     Attributes:
         calls: Names of the stages whose `write` ran, in order.
         errors: What the next call of a stage raises, once.
+        with_truth: Photos that have a true mask; p0 alone is on the list val.
     """
 
     calls: list[str] = field(default_factory=list)
     errors: dict[str, BaseException] = field(default_factory=dict)
+    with_truth: tuple[str, ...] = tuple(f"p{i}" for i in range(NUM_PHOTOS))
 
     def take_calls(self):
         taken, self.calls[:] = list(self.calls), []
@@ -60,6 +62,8 @@ def _writer(toys, stage):
             Image.effect_noise((64, 48), 50).save(out / name)
         if stage == "scenes":
             _write_photos(out)
+        if stage == "truth":
+            (out / "truth.json").write_text(json.dumps(dict.fromkeys(toys.with_truth, "")))
         score = int(hashlib.sha256(text.encode()).hexdigest()[:4], 16) / 65536
         return Measured(
             {metric.format(**inputs): score for metric in _METRICS.get(stage, ())},
@@ -85,5 +89,5 @@ def _write_photos(out):
     for photo_id in ids:
         Image.new("RGB", (40, 30)).save(out / f"{photo_id}.png")
     photos = [{"id": i, "file": f"{i}.png", "sha256": "", "tags": [0]} for i in ids]
-    document = {"classes": ["cat"], "photos": photos, "splits": {"train": ids, "val": ids[:1]}}
+    document = {"classes": ["cat"], "photos": photos, "splits": {"train": ids[1:], "val": ids[:1]}}
     (out / "dataset.json").write_text(json.dumps(document))

@@ -180,7 +180,7 @@ def _warn_of_masks(dataset: Dataset, num_masks: Mapping[str, int]) -> list[str]:
         f"{len(photos) - num_masks[split]} of the {len(photos)} photos of {split!r} have no mask; "
         "scores leave them out"
         for split, photos in dataset.splits.items()
-        if 0 < num_masks[split] < len(photos)
+        if any(num_masks.values()) and num_masks[split] < len(photos)
     ]
 
 

@@ -5,11 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from wsss_core.errors import DataError
 from wsss_core.observe import Recorder
 from wsss_core.records import Dataset, TaggedPhoto
 from wsss_core.store import file_sha256
 
 INDEX_FILE = "dataset.json"
+
+
+def hash_file(path: Path) -> str:
+    """`file_sha256` of a photo or mask of the user's.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); check it and its permissions"
+        ) from error
 
 
 def index_dataset(dataset: Dataset, root: Path, recorder: Recorder) -> bytes:
@@ -24,7 +39,7 @@ def index_dataset(dataset: Dataset, root: Path, recorder: Recorder) -> bytes:
             {
                 "id": photo.id,
                 "file": photo.path.relative_to(root).as_posix(),
-                "sha256": file_sha256(photo.path),
+                "sha256": hash_file(photo.path),
                 "tags": list(photo.tags),
             }
         )

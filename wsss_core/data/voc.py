@@ -125,7 +125,7 @@ def _find_file(name: str, folder: Path, root: Path) -> Path:
 def _list_photos(folder: Path, *, fault: Fault) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in PICTURE_SUFFIXES:
+        if path.suffix.lower() not in PICTURE_SUFFIXES or not path.is_file():
             continue
         if path.stem in files:
             fault(f"{path} and {files[path.stem].name} share the id {path.stem!r}; keep one")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wsss_core.config import Config
-from wsss_core.data.images import read_photo
-from wsss_core.data.index import INDEX_FILE, index_dataset, unique_photos
+from wsss_core.data.images import photo_size, read_photo
+from wsss_core.data.index import INDEX_FILE, hash_file, index_dataset, unique_photos
 from wsss_core.data.source import read_source
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError, InputError
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.stages.stage import Workspace
-from wsss_core.store import Measured, file_sha256
+from wsss_core.store import Measured
 
 TRUTH_FILE = "truth.json"
 
@@ -39,7 +39,7 @@ def index_data(config: Config, work: Workspace) -> Manifest:
     photos = unique_photos(dataset)
 
     def verify() -> None:
-        _decode_all(photos, root, work)
+        _open_all(photos, lambda photo: read_photo(photo.path), "photos", root, work)
 
     return _publish(
         work, "dataset", INDEX_FILE, index_dataset(dataset, root, work.recorder), verify
@@ -47,18 +47,45 @@ def index_data(config: Config, work: Workspace) -> Manifest:
 
 
 def index_truth(config: Config, work: Workspace, *, data: Manifest) -> Manifest | None:
-    """The manifest of the masks of `data`: `truth.json`, keyed by its content; None without any."""
-    masks = TruthMasks.of(work.data_root(data))
-    photos = unique_photos(work.dataset(data))
+    """The manifest of the masks of `data`: `truth.json`, keyed by its content; None without any.
+
+    Each mask is opened once, when the masks are new, so that a broken one is named before anything
+    is trained.
+
+    Raises:
+        DataError: For a mask that is broken, or does not fit its photo or the classes; one line.
+    """
+    masks, dataset = TruthMasks.of(work.data_root(data)), work.dataset(data)
+    photos = unique_photos(dataset)
     digests = {}
     for done, photo in enumerate(photos, start=1):
         path = masks.path(photo.id)
         if path is not None:
-            digests[photo.id] = file_sha256(path)
+            digests[photo.id] = hash_file(path)
         work.recorder.progress("hashing masks", done, len(photos))
     if not digests:
         return None
-    return _publish(work, "truth", TRUTH_FILE, json.dumps(digests, indent=1).encode() + b"\n")
+
+    def verify() -> None:
+        known = [photo for photo in photos if photo.id in digests]
+        size = len(dataset.classes)
+        _open_all(
+            known,
+            lambda photo: masks.read(photo.id, photo_size(photo.path), num_classes=size),
+            "masks",
+            work.data_root(data),
+            work,
+        )
+
+    content = json.dumps(digests, indent=1).encode() + b"\n"
+    return _publish(work, "truth", TRUTH_FILE, content, verify)
+
+
+def find_scored(work: Workspace, data: Manifest, truth: Manifest) -> frozenset[str]:
+    """The splits of which at least one photo has a true mask."""
+    known = json.loads((work.folder(truth) / TRUTH_FILE).read_text())
+    splits = work.dataset(data).splits.items()
+    return frozenset(name for name, photos in splits if any(p.id in known for p in photos))
 
 
 def _publish(
@@ -83,17 +110,23 @@ def _publish(
     return work.store.publish(stage, key, write)
 
 
-def _decode_all(photos: list[TaggedPhoto], root: Path, work: Workspace) -> None:
+def _open_all(
+    photos: Sequence[TaggedPhoto],
+    read: Callable[[TaggedPhoto], object],
+    what: str,
+    root: Path,
+    work: Workspace,
+) -> None:
     broken = []
     for done, photo in enumerate(photos, start=1):
         try:
-            read_photo(photo.path)
+            read(photo)
         except DataError as error:
             broken.append(str(error))
-        work.recorder.progress("opening photos", done, len(photos))
+        work.recorder.progress(f"opening {what}", done, len(photos))
     if len(broken) > 1:
         raise DataError(
-            f"{broken[0]} (the first of {len(broken)} broken photos: `conta data check {root}` "
+            f"{broken[0]} (the first of {len(broken)} broken {what}: `conta data check {root}` "
             "names all)"
         )
     if broken:
