@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows import locks
 from wsss_core.config import Config
-from wsss_core.errors import InputError
+from wsss_core.errors import InputError, StoreError
 from wsss_core.records import Manifest
 from wsss_core.store import write_atomically
 
@@ -200,8 +200,19 @@ def log_path(home: Path, name: str) -> Path:
 
 
 def save_run(home: Path, run: Run) -> None:
-    """Write `run.json`; a reader never sees half of it."""
-    write_atomically(run_folder(home, run.name) / _RECORD, run.model_dump_json(indent=1).encode())
+    """Write `run.json`; a reader never sees half of it.
+
+    Raises:
+        StoreError: If the disk does not take it.
+    """
+    path = run_folder(home, run.name) / _RECORD
+    try:
+        write_atomically(path, run.model_dump_json(indent=1).encode())
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); free space or mend its permissions, and "
+            "run the same command again"
+        ) from error
 
 
 def open_run(home: Path, name: str, config: Config, data: Manifest, truth: Manifest | None) -> Run:

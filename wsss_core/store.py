@@ -192,28 +192,12 @@ class Store:
                 found, _ = self.find(stage, key)
                 if found is not None:
                     return found
-                shutil.rmtree(scratch, ignore_errors=True)
-                scratch.mkdir(parents=True)
-                started = time.monotonic()
-                measured = write(scratch)
-                index = _write_index(scratch)
-                manifest = Manifest(
-                    stage=stage,
-                    key=key,
-                    digest=hashlib.sha256(index).hexdigest()[:24],
-                    count=index.count(b"\n"),
-                    index_sha256=hashlib.sha256(index).hexdigest(),
-                    metrics={n: v for n, v in measured.metrics.items() if math.isfinite(v)},
-                    history=measured.history,
-                    finished_ms=time.time_ns() // 1_000_000,
-                    seconds=round(time.monotonic() - started, 3),
-                    versions=library_versions(),
-                )
-                if question is not None:
-                    text = json.dumps(question, indent=1, sort_keys=True)
-                    _write_synced(scratch / _QUESTION, text.encode())
-                _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
-                return self._publish_whole(scratch, manifest)
+                try:
+                    return self._make(stage, key, write, scratch, question)
+                except (OSError, SafetensorError):
+                    # shards and checkpoints are elsewhere, and a full disk needs the room
+                    shutil.rmtree(scratch, ignore_errors=True)
+                    raise
         except (OSError, SafetensorError) as error:
             number = _errno_of(error)
             if number in (errno.ENOSPC, errno.EDQUOT):
@@ -226,6 +210,37 @@ class Store:
                     f"{place} cannot be written; check its owner and permissions"
                 ) from error
             raise
+
+    def _make(
+        self,
+        stage: str,
+        key: str,
+        write: Callable[[Path], Measured],
+        scratch: Path,
+        question: Mapping[str, Any] | None,
+    ) -> Manifest:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        started = time.monotonic()
+        measured = write(scratch)
+        index = _write_index(scratch)
+        manifest = Manifest(
+            stage=stage,
+            key=key,
+            digest=hashlib.sha256(index).hexdigest()[:24],
+            count=index.count(b"\n"),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            metrics={n: v for n, v in measured.metrics.items() if math.isfinite(v)},
+            history=measured.history,
+            finished_ms=time.time_ns() // 1_000_000,
+            seconds=round(time.monotonic() - started, 3),
+            versions=library_versions(),
+        )
+        if question is not None:
+            text = json.dumps(question, indent=1, sort_keys=True)
+            _write_synced(scratch / _QUESTION, text.encode())
+        _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+        return self._publish_whole(scratch, manifest)
 
     def _publish_whole(self, scratch: Path, manifest: Manifest) -> Manifest:
         """Make a whole folder appear under its key, unless another host was first."""
@@ -378,8 +393,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _write_synced(scratch, content)
-    scratch.replace(path)
+    try:
+        _write_synced(scratch, content)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def _write_synced(path: Path, content: bytes) -> None:

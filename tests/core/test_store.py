@@ -278,11 +278,13 @@ def test_publish__other_keys_do_not_wait(store):
     ],
 )
 def test_publish__full_disk_says_what_to_do(store, error):
-    def write(_folder):
+    def write(folder):
+        (folder / "half").write_bytes(b"x" * 1000)
         raise error
 
     with pytest.raises(StoreError) as caught:
         store.publish("cams", "k1", write)
+    assert not list((store.root / "cams").rglob("half"))  # the run's record needs the room
     assert str(caught.value) == (
         f"the disk of {store.root} is full; free space and run the same command again"
     )
@@ -542,6 +544,7 @@ def test_write_atomically__failure_keeps_the_old_content(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_file_sha256__known_value(tmp_path):

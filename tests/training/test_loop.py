@@ -13,6 +13,7 @@ from tests.oracles import schedule as oracle
 from wsss_core.config import TrainingConfig
 from wsss_core.errors import DivergedError
 from wsss_core.observe import SilentRecorder
+from wsss_core.store import file_sha256
 from wsss_core.training.loop import Machine, Trainable, epoch_order, train
 
 NUM_PHOTOS = 10
@@ -130,7 +131,10 @@ def test_train__finished_training_is_not_repeated(tmp_path):
     assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
-@pytest.mark.parametrize("damage", ["no state", "half a state", "no tensors", "half the tensors"])
+@pytest.mark.parametrize(
+    "damage",
+    ["no state", "half a state", "no object", "no tensors", "half the tensors", "a flipped bit"],
+)
 def test_train__half_written_checkpoint_is_ignored(tmp_path, damage):
     _, expected = run(tmp_path / "straight")
     scratch = tmp_path / "damaged"
@@ -147,6 +151,12 @@ def test_train__half_written_checkpoint_is_ignored(tmp_path, damage):
             tensors.unlink()
         case "half the tensors":
             tensors.write_bytes(tensors.read_bytes()[:100])
+        case "no object":
+            state.write_text("[]")
+        case "a flipped bit":
+            content = bytearray(tensors.read_bytes())
+            content[-1] ^= 1
+            tensors.write_bytes(content)
     listener = Listener()
     _, history = run(scratch, recorder=listener)
     assert timeless(history) == timeless(expected)
@@ -160,7 +170,8 @@ def test_train__one_checkpoint_is_kept_and_names_its_tensors(tmp_path):
         "epoch-0003.safetensors",
     ]
     state = json.loads((tmp_path / "checkpoint.json").read_text())
-    assert state == {"file": "epoch-0003.safetensors", "history": history}
+    sha256 = file_sha256(tmp_path / "epoch-0003.safetensors")
+    assert state == {"file": "epoch-0003.safetensors", "sha256": sha256, "history": history}
 
 
 def test_train__every_photo_once_an_epoch_and_the_last_batch_too(tmp_path):

@@ -2,7 +2,7 @@
 
 One safetensors file for the model and the optimiser's momentum, one JSON for the epoch and the
 history, in a scratch folder named by the stage's key. The JSON is written last and names the
-tensors' file, so a half-written checkpoint is never taken for a whole one.
+tensors' file and its hash, so neither half of a checkpoint nor a damaged one is taken for a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from wsss_core.store import write_atomically
+from wsss_core.store import file_sha256, write_atomically
 
 _STATE = "checkpoint.json"
 
@@ -40,8 +40,9 @@ def save_checkpoint(
     )
     with scratch.open("rb+") as handle:
         os.fsync(handle.fileno())
+    state = {"file": file, "sha256": file_sha256(scratch), "history": history}
     scratch.replace(folder / file)
-    write_atomically(folder / _STATE, json.dumps({"file": file, "history": history}).encode())
+    write_atomically(folder / _STATE, json.dumps(state).encode())
     for old in folder.glob("epoch-*.safetensors"):
         if old.name != file:
             old.unlink()
@@ -57,8 +58,10 @@ def load_checkpoint(
     """
     try:
         state = json.loads((folder / _STATE).read_text())
+        if file_sha256(folder / state["file"]) != state["sha256"]:
+            return []
         tensors = load_file(folder / state["file"])
-    except (FileNotFoundError, json.JSONDecodeError, SafetensorError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError):
         return []
     model.load_state_dict(
         {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
