@@ -78,6 +78,7 @@ def set_defaults(home: Path) -> None:
         "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a screenful for each event that is lost
         # 6 s a request; by Prefect's own 62 s a run outlives a dead server by minutes
         "PREFECT_CLIENT_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own seven take four minutes
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     for name, value in defaults.items():

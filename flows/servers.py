@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import json
 import os
 import re
@@ -108,7 +109,7 @@ def is_up(url: str, *, timeout_s: float = 2.0) -> bool:
     try:
         with _direct.open(url, timeout=timeout_s) as answer:
             return bool(200 <= answer.status < 300)
-    except (urllib.error.URLError, OSError, ValueError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
         return False
 
 
@@ -214,7 +215,12 @@ def close_prefect(server: Server) -> None:
 
 
 def live_ui(home: Path) -> dict[str, str] | None:
-    """Addresses of the `conta ui` on this home, `prefect` and `mlflow`; None without one."""
+    """Addresses of the `conta ui` on this home, `prefect` and `mlflow`; None without one.
+
+    What a dead one wrote down is not believed: another home's may listen at these ports now.
+    """
+    if locks.find_holder(home / _UI_LOCK) is None:
+        return None
     try:
         links: dict[str, str] = json.loads((home / _LINKS).read_text())
         alive = all(
@@ -334,6 +340,8 @@ def _start_prefect(home: Path, port: int, *, with_pages: bool) -> Server:
         "PREFECT_SERVER_UI_ENABLED": str(with_pages).lower(),
         # the pages ask this address, which is ours and not the one of a user's profile
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
+        # Prefect's own "*" lets any page that a browser shows read the runs and start them
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
         # one transaction an event lags seconds behind, and what it has not seen dies with it
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "1000",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",

@@ -68,22 +68,25 @@ def settle_dead(home: Path, *, note: Callable[[str], None]) -> None:
     for run in runs.list_runs(home):
         if is_dead(home, run):
             with contextlib.suppress(BusyError):
-                _settle_run(home, run.name, note)
+                if not _settle_run(home, run.name, note):
+                    return  # nobody answers, and each further question would wait as long
 
 
-def _settle_run(home: Path, name: str, note: Callable[[str], None]) -> None:
+def _settle_run(home: Path, name: str, note: Callable[[str], None]) -> bool:
+    """Close one; False if Prefect or MLflow could not be told."""
     died, why = locks.read_holder(runs.lock_path(home, name)), describe_death(home, name)
     with runs.hold_run(home, name):
         run = runs.read_run(home, name)
         if run is None or run.status != "running":
-            return
+            return True
         ended_ms = run.started_ms if died is None else int(1000 * died.seen_s)
         told = run.prefect_run is None or _close_flow_run(run.prefect_run, why)
-        if not (close_dead(run.config["name"], name, ended_ms) and told):
-            return
+        if not (told and close_dead(run.config["name"], name, ended_ms)):
+            return False
         run.status, run.reason, run.finished_ms = "failed", why, ended_ms
         runs.save_run(home, run)
     note(f"run {name} had died: {why}; its records say so now")
+    return True
 
 
 def _prefect_answers() -> bool:

@@ -60,11 +60,39 @@ def test_live_ui__only_what_answers(tmp_path, somebody):
     assert servers.live_ui(tmp_path) is None
     links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
     (tmp_path / "ui.json").write_text(json.dumps(links))
-    assert servers.live_ui(tmp_path) == links
-    (tmp_path / "ui.json").write_text(json.dumps({**links, "mlflow": "http://127.0.0.1:1"}))
-    assert servers.live_ui(tmp_path) is None
-    (tmp_path / "ui.json").write_text("{")
-    assert servers.live_ui(tmp_path) is None
+    assert servers.live_ui(tmp_path) is None  # it was killed, and somebody else answers there now
+    with servers.locks.hold(tmp_path / "ui.lock", "it"):
+        assert servers.live_ui(tmp_path) == links
+        (tmp_path / "ui.json").write_text(json.dumps({**links, "mlflow": "http://127.0.0.1:1"}))
+        assert servers.live_ui(tmp_path) is None
+        (tmp_path / "ui.json").write_text("{")
+        assert servers.live_ui(tmp_path) is None
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_start_prefect__pages_of_others_may_not_ask_it(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(servers, "start_process", lambda _, env, **__: started.append(env))
+    servers._start_prefect(tmp_path, 4200, with_pages=True)
+    allowed = started[0]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert allowed == "http://127.0.0.1:4200,http://localhost:4200"
+    monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", allowed)
+    from prefect.settings.models.server.api import ServerAPISettings
+
+    assert ServerAPISettings().cors_allowed_origins == allowed
+
+
+def test_is_up__somebody_who_does_not_speak_http():
+    with socket.create_server((servers.HOST, 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert not servers.is_up(f"http://{servers.HOST}:{listener.getsockname()[1]}/health")
 
 
 @pytest.mark.usefixtures("clean_environment")
@@ -180,7 +208,8 @@ def test_open_prefect__then_that_of_a_live_ui(tmp_path, somebody):
     refresh_global_settings_context()
     links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
     (tmp_path / "ui.json").write_text(json.dumps(links))
-    server = servers.open_prefect(tmp_path)
+    with servers.locks.hold(tmp_path / "ui.lock", "it"):
+        server = servers.open_prefect(tmp_path)
     assert (server.url, server.process) == (somebody, None)
     assert os.environ["PREFECT_API_URL"] == f"{somebody}/api"
 
@@ -210,7 +239,8 @@ def test_name_servers__the_users_or_that_of_a_live_ui_or_an_ephemeral_one(tmp_pa
     assert servers.name_servers(tmp_path)["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] == "true"
     links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
     (tmp_path / "ui.json").write_text(json.dumps(links))
-    assert servers.name_servers(tmp_path) == {"PREFECT_API_URL": f"{somebody}/api"}
+    with servers.locks.hold(tmp_path / "ui.lock", "it"):
+        assert servers.name_servers(tmp_path) == {"PREFECT_API_URL": f"{somebody}/api"}
     os.environ["PREFECT_API_URL"] = "http://prefect.lab/api"
     refresh_global_settings_context()
     assert servers.name_servers(tmp_path) == {}
@@ -244,7 +274,7 @@ def test_resolve_home__absolute(monkeypatch, tmp_path):
 def test_execute__wrong_use_is_found_before_any_server(tmp_path):
     with pytest.raises(InputError, match="no stage 'crf' to stop after; there are: classifier"):
         launch.execute(parse_config({}), home=tmp_path / "home", until="crf")
-    with pytest.raises(InputError, match="but it is 'crf'; add --set"):
+    with pytest.raises(InputError, match="but it is 'crf'; change that, or"):
         launch.execute(parse_config({}), home=tmp_path / "home", until="boundary")
     plain = parse_config({"causal": {"context": "none"}})
     with pytest.raises(InputError, match="context 'none' finds no confounders"):
