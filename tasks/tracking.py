@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ class Tracker:
 
     def close(self, status: str) -> None:
         """End parent and children as `finished`, `stopped` or `failed`."""
+        self._failed = not self.run_id  # once more, lest a finished run stays at Running
         self._try(self._close, STATUS[status])
 
     def _try(self, call: Callable[..., None], *args: Any) -> None:
@@ -126,8 +128,10 @@ class Tracker:
             )
         self.run_id = parent.info.run_id
         self._client.update_run(self.run_id, status="RUNNING")
-        self._children = {
-            int(run.data.tags[ROUND_TAG]): run for run in found if ROUND_TAG in run.data.tags
+        self._children = {  # those of a parent that somebody deleted are not ours
+            int(run.data.tags[ROUND_TAG]): run
+            for run in found
+            if ROUND_TAG in run.data.tags and run.data.tags.get(MLFLOW_PARENT_RUN_ID) == self.run_id
         }
         uri = mlflow.get_tracking_uri()
         # a worker may know the server by a name that means nothing to a browser
@@ -153,10 +157,14 @@ class Tracker:
         text = yaml.safe_dump(tree, sort_keys=False)
         self._client.log_text(self.run_id, text, "config.yaml")
         # these may differ between two starts of a run, and MLflow lets no parameter change
-        for name in ("rounds", "runtime", "tracking"):
+        for name in ("rounds", "runtime", "tracking", "review"):
             tree.pop(name)
-        tree["data"].pop("root")
-        tree["evaluation"].pop("stop_stability")
+        for group, name in (
+            ("data", "root"),
+            ("data", "download"),
+            ("evaluation", "stop_stability"),
+        ):
+            tree[group].pop(name)
         params = [Param(name, str(value)[:500]) for name, value in _leaves(tree)]
         for start in range(0, len(params), _BATCH):
             self._client.log_batch(self.run_id, params=params[start : start + _BATCH])
@@ -171,6 +179,8 @@ class Tracker:
         if child.data.tags.get(tag) == manifest.key:
             return
         at = manifest.finished_ms
+        if tag in child.data.tags:  # of another code or start: MLflow shows the latest by its time
+            at = max(at, time.time_ns() // 1_000_000)
         scores = {**manifest.metrics, f"seconds/{label}": manifest.seconds}
         points = [Metric(_clean(name), value, at, number) for name, value in scores.items()]
         self._log_points(self.run_id, points)
@@ -206,7 +216,8 @@ class Tracker:
 
     def _show(self, picture: Path, number: int, at: int) -> None:
         # MLflow names the file itself; releases differ in the separator
-        same = re.compile(rf"images/{re.escape(picture.stem)}[+%]step[+%]{number}[+%]")
+        step = rf"step[+%]{number}[+%]timestamp[+%]{at}[+%]"
+        same = re.compile(rf"images/{re.escape(picture.stem)}[+%]{step}")
         if any(
             same.match(file.path) for file in self._client.list_artifacts(self.run_id, "images")
         ):

@@ -77,6 +77,40 @@ def test_tracker__copying_thrice_changes_nothing(home):
     assert client.get_run(parent).data.tags["prefect.url"].endswith("/x")
 
 
+def test_tracker__settings_that_name_the_same_run_log_the_same_parameters(home):
+    notes = []
+    changes = ({}, {"review": True, "data": {"download": True}}, {"tracking": {"panels": "none"}})
+    assert len({parse_config({"name": "toy"} | change).digest() for change in changes}) == 1
+    for change in changes:
+        open_tracker(home, notes, **change).close("stopped")
+    assert notes == []
+
+
+def test_tracker__an_artifact_made_anew_shows_its_score_and_picture(home):
+    """By other code: under another key in the same run, and then by the first code again."""
+    client, artifact = mlflow.MlflowClient(), home / "artifact"
+    artifact.mkdir()
+    Image.new("RGB", (8, 8)).save(artifact / "panel.png")
+    tracker = open_tracker(home, [])
+    for key, at, score in (("k1", 1000, 0.5), ("k2", 2000, 0.6), ("k1", 1000, 0.5)):
+        tracker.sync(0, "score_cams", scored(key, finished_ms=at, **{"cam/miou": score}), home)
+        tracker.sync(0, "draw_panels", scored(key, "draw_panels", finished_ms=at), artifact)
+        assert client.get_run(tracker.run_id).data.metrics["cam/miou"] == score
+    images = [file.path for file in client.list_artifacts(tracker.run_id, "images")]
+    assert sum(path.endswith(".png") for path in images) == 3
+
+
+def test_tracker__whose_run_was_deleted_copies_everything_again(home):
+    client = mlflow.MlflowClient()
+    first = open_tracker(home, [])
+    first.sync(0, "score_cams", scored(**{"cam/miou": 0.5}), home)
+    client.delete_run(first.run_id)
+    second = open_tracker(home, [])
+    second.sync(0, "score_cams", scored(**{"cam/miou": 0.5}), home)
+    assert second.run_id != first.run_id
+    assert client.get_run(second.run_id).data.metrics["cam/miou"] == 0.5
+
+
 @pytest.mark.parametrize("pages", [None, "https://mlflow.lab/"])
 def test_tracker__its_page_is_where_a_browser_finds_it(home, monkeypatch, pages):
     monkeypatch.delenv("CONTA_MLFLOW_PAGES", raising=False)
