@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from uuid import UUID
 
 from httpx import HTTPError
@@ -40,10 +39,6 @@ class FlowRecorder(ConsoleRecorder):
             self._draw_bar(100 * done / total)
         if ends:
             self._what = ""
-
-    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Print one line an epoch; the curves reach MLflow with the stage's manifest."""
-        super().scalars(stage, step, values)
 
     def note(self, message: str) -> None:
         """Print the line and log it."""

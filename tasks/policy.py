@@ -21,7 +21,6 @@ from prefect.context import TaskRunContext
 from prefect.results import ResultStore, get_result_store
 
 from wsss_core.config import Config
-from wsss_core.errors import TransientError
 from wsss_core.housekeeping import kept_epochs
 from wsss_core.records import Manifest
 from wsss_core.stages.stage import Stage, Workspace
@@ -91,9 +90,7 @@ def stage_of(made: Task[..., Manifest]) -> Stage:
 def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether a failure may pass by itself: never bad input, a diverged loss or a full disk."""
     error = state.data
-    return isinstance(error, TransientError) or (
-        isinstance(error, OSError) and error.errno in _TRANSIENT
-    )
+    return isinstance(error, OSError) and error.errno in _TRANSIENT
 
 
 def _tell_wait(stage: str, key: str, work: Workspace) -> None:

@@ -41,7 +41,3 @@ class StoreError(ContaError):
 
 class DivergedError(ContaError):
     """Training produced a loss that is not a finite number."""
-
-
-class TransientError(ContaError):
-    """A failure that may pass by itself (a server that does not answer); only these are retried."""

@@ -11,7 +11,7 @@ from prefect.states import Failed
 
 from tasks import policy, stages
 from tests.stages.world import Listener
-from wsss_core.errors import DivergedError, InputError, StoreError, TransientError
+from wsss_core.errors import DivergedError, InputError, StoreError
 from wsss_core.records import Manifest
 from wsss_core.stages.stage import Workspace
 from wsss_core.store import Measured
@@ -24,7 +24,6 @@ MANIFEST = Manifest(
 @pytest.mark.parametrize(
     ("error", "passes"),
     [
-        (TransientError("the server does not answer"), True),
         (OSError(errno.EIO, "Input/output error"), True),
         (OSError(errno.ESTALE, "Stale file handle"), True),
         (OSError(errno.ENOSPC, "No space left"), False),
