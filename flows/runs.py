@@ -334,7 +334,8 @@ def log_run(home: Path, name: str) -> Iterator[Path]:
         yield path
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk takes no last line, and is said elsewhere
+            handler.close()
 
 
 class _JsonLines(logging.Formatter):
