@@ -40,11 +40,11 @@ def call_stages(recipe: Path, home: Path) -> None:
     import prefect.tasks  # noqa: F401
 
     imported_s = time.perf_counter() - started
-    from flows.rounds import Truth, run_rounds
+    from flows.rounds import open_truth, run_rounds
     from tasks.policy import stage_of
     from wsss_core.config import Config, load_recipe
     from wsss_core.records import Manifest
-    from wsss_core.stages.data import find_scored, index_truth
+    from wsss_core.stages.data import index_truth
     from wsss_core.stages.scenes import make_scenes
     from wsss_core.stages.stage import Workspace
 
@@ -52,7 +52,7 @@ def call_stages(recipe: Path, home: Path) -> None:
     work = Workspace(home, runtime=config.runtime)
     data = make_scenes(config, work)
     masks = index_truth(config, work, data=data)
-    truth = None if masks is None else Truth(masks, find_scored(work, data, masks))
+    truth = open_truth(config, work, data, masks)
 
     class Direct:
         def begin_round(self, number: int, settings: Config) -> None:

@@ -20,7 +20,7 @@ from flows.plan import check_backbones, check_core_classes, label_call, plan_rou
 from flows.progress import FlowRecorder
 from flows.report import publish_report, write_report
 from flows.review import ChangedError, ask_reviewer, check_reviewer
-from flows.rounds import Truth, run_rounds, score_what_is_there, truth_of
+from flows.rounds import Truth, open_truth, run_rounds, score_what_is_there
 from flows.runs import Run, StageName, UnderWay
 from flows.settle import announce_start, settle_dead
 from tasks import stages
@@ -28,9 +28,8 @@ from tasks.policy import stage_of
 from tasks.runners import choose_shard_map
 from tasks.tracking import Tracker
 from wsss_core.config import Config
-from wsss_core.errors import ContaError, DataError, StoreError
+from wsss_core.errors import ContaError, StoreError
 from wsss_core.records import Manifest
-from wsss_core.stages.data import find_scored
 from wsss_core.stages.stage import Workspace
 from wsss_core.store import library_versions
 
@@ -120,13 +119,7 @@ def index(config: Config, work: Workspace) -> tuple[Manifest, Truth | None]:
     source = stages.make_scenes if config.data.source == "scenes" else stages.index_data
     data = source(config, work)
     masks = stages.index_truth(config, work, data=data)
-    truth = None if masks is None else Truth(masks, find_scored(work, data, masks))
-    if truth_of(truth, "train") is None and config.supervision == "truth":
-        raise DataError(
-            f"supervision 'truth' needs true masks of the training photos, and "
-            f"{work.data_root(data)} has none; add them or set supervision: tags"
-        )
-    return data, truth
+    return data, open_truth(config, work, data, masks)
 
 
 class Computing:
@@ -259,8 +252,10 @@ def work_on_run(
         work.recorder.note(f"run {name}, log {log}")
         tracker = _open_tracker(config, run, data, work)
         runs.save_run(home, run)
+        ended_well = False
         try:
             yield run, tracker
+            ended_well = True
         except ContaError as error:
             run.status, run.reason = "failed", str(error)
             logger.exception("failed")
@@ -277,9 +272,12 @@ def work_on_run(
         finally:
             try:
                 runs.close_run(home, run)
-            except StoreError:  # what ended the run may be the same full disk; that is what is said
+            except StoreError:
+                if ended_well:
+                    raise
                 logger.exception("its record does not say how it ended")
-            tracker.close(run.status)
+            finally:
+                tracker.close(run.status)
 
 
 def _introduce(name: str) -> tuple[str | None, str | None]:

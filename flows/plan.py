@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import Task
 
-from flows.rounds import Truth, run_rounds, score_what_is_there
+from flows.rounds import Truth, open_truth, run_rounds, score_what_is_there
 from flows.runs import MAIN_STAGES
 from tasks import stages
 from tasks.policy import stage_of
@@ -20,7 +20,7 @@ from wsss_core.evaluation.report import core_labels
 from wsss_core.models.backbones import check_backbone
 from wsss_core.observe import ConsoleRecorder
 from wsss_core.records import Manifest
-from wsss_core.stages.data import find_scored, index_data, index_truth
+from wsss_core.stages.data import index_data, index_truth
 from wsss_core.stages.stage import Stage, Workspace
 
 Inputs = Mapping[str, Manifest | str | None]
@@ -162,7 +162,7 @@ def _plan_all(config: Config, home: Path) -> list[Planned]:
         data = index_data(config, work)
     check_core_classes(config, work.dataset(data).classes)
     masks = index_truth(config, work, data=data)
-    truth = None if masks is None else Truth(masks, find_scored(work, data, masks))
+    truth = open_truth(config, work, data, masks)
     config = score_what_is_there(config, work.dataset(data).splits)
     rows = plan_rounds(config, work, data, truth, verify=True)
     return [Planned(None, data.stage, True), *rows]

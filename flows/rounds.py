@@ -14,8 +14,11 @@ from prefect import Task
 
 from tasks import stages
 from wsss_core.config import Config
+from wsss_core.errors import DataError
 from wsss_core.records import Manifest
 from wsss_core.stages.calibrate import adopt_seeds, adopt_walk, is_open
+from wsss_core.stages.data import find_scored
+from wsss_core.stages.stage import Workspace
 
 
 class Step(Protocol):
@@ -78,6 +81,29 @@ class Truth:
 
     masks: Manifest
     splits: frozenset[str]
+
+
+def open_truth(
+    config: Config, work: Workspace, data: Manifest, masks: Manifest | None
+) -> Truth | None:
+    """What true masks there are, and whether they are enough.
+
+    Args:
+        config: The settings.
+        work: Where the data are.
+        data: The photos.
+        masks: What `index_truth` gave.
+
+    Raises:
+        DataError: If true masks are to teach and the training photos have none.
+    """
+    truth = None if masks is None else Truth(masks, find_scored(work, data, masks))
+    if config.supervision == "truth" and truth_of(truth, "train") is None:
+        raise DataError(
+            f"supervision 'truth' needs true masks of the training photos, and "
+            f"{work.data_root(data)} has none; add them or set supervision: tags"
+        )
+    return truth
 
 
 def truth_of(truth: Truth | None, split: str) -> Manifest | None:

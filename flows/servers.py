@@ -219,7 +219,8 @@ def live_ui(home: Path) -> dict[str, str] | None:
 
     What a dead one wrote down is not believed: another home's may listen at these ports now.
     """
-    if locks.find_holder(home / _UI_LOCK) is None:
+    holder = locks.find_holder(home / _UI_LOCK)
+    if holder is None or holder.host != socket.gethostname():
         return None
     try:
         links: dict[str, str] = json.loads((home / _LINKS).read_text())
@@ -280,6 +281,7 @@ def refuse_open_bind() -> None:
 
 
 def _serve(home: Path, say: Callable[[str], None]) -> None:
+    (home / _LINKS).unlink(missing_ok=True)  # of one that was killed
     servers = [_start_prefect(home, find_free_port(PREFECT_PORT), with_pages=True)]
     try:
         with until_told() as told:
@@ -340,7 +342,7 @@ def _start_prefect(home: Path, port: int, *, with_pages: bool) -> Server:
         "PREFECT_SERVER_UI_ENABLED": str(with_pages).lower(),
         # the pages ask this address, which is ours and not the one of a user's profile
         "PREFECT_UI_API_URL": f"http://{HOST}:{port}/api",
-        # Prefect's own "*" lets any page that a browser shows read the runs and start them
+        # Prefect's own "*" lets any page that a browser shows read the runs and their reports
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
         # one transaction an event lags seconds behind, and what it has not seen dies with it
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "1000",

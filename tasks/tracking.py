@@ -3,9 +3,9 @@
 The parent run is the run, with every score at step = round and the panels as step images; a child
 run is a round, with its training curves at step = epoch. They are found again by the tags
 `conta.run` and `conta.round`; the child's tag `conta.stage_key.<stage>` says which artifact is
-copied already. Points carry the time their artifact was finished, and MLflow stores equal points
-once. A tracker that fails costs one line: the scores are in the manifests, and the next run copies
-them.
+copied already. Points carry the time their artifact was finished, or one just after those shown
+where an older artifact came back, and MLflow stores equal points once. A tracker that fails costs
+one line: the scores are in the manifests, and the next run copies them.
 
 The registry has one model, and the alias `champion` on one of its versions. A version holds a copy
 of a round's segmenter, so it outlives its run.
@@ -13,12 +13,12 @@ of a round's segmenter, so it outlives its run.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,11 @@ class Tracker:
 
     def close(self, status: str) -> None:
         """End parent and children as `finished`, `stopped` or `failed`."""
-        self._failed = not self.run_id  # once more, lest a finished run stays at Running
-        self._try(self._close, STATUS[status])
+        if not self._failed:
+            self._try(self._close, STATUS[status])
+        elif self.run_id:  # once more and in silence, lest a finished run stays at Running
+            with contextlib.suppress(*FAULTS):
+                self._close(STATUS[status])
 
     def _try(self, call: Callable[..., None], *args: Any) -> None:
         if self._failed:
@@ -179,8 +182,10 @@ class Tracker:
         if child.data.tags.get(tag) == manifest.key:
             return
         at = manifest.finished_ms
-        if tag in child.data.tags:  # of another code or start: MLflow shows the latest by its time
-            at = max(at, time.time_ns() // 1_000_000)
+        if tag in child.data.tags:  # MLflow shows the latest, and an older one may have come back
+            shown = self._client.get_metric_history(self.run_id, _clean(f"seconds/{label}"))
+            last = max((point.timestamp for point in shown if point.step == number), default=at)
+            at = at if at >= last else last + 1
         scores = {**manifest.metrics, f"seconds/{label}": manifest.seconds}
         points = [Metric(_clean(name), value, at, number) for name, value in scores.items()]
         self._log_points(self.run_id, points)

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.samples import RecordingRecorder, corner_photo, make_devkit, make_folder, save_photo
 from wsss_core.config import Config, DataConfig
@@ -132,6 +133,16 @@ def test_index_truth__a_mask_that_does_not_fit_is_said_before_anything_is_made(w
     ):
         index_truth(PHOTOS, work, data=data)
     assert not list((work.home / "store" / "truth").glob("[!.]*"))
+
+
+def test_index_truth__a_mask_has_to_fit_the_photo_and_the_classes_of_today(work, folder):
+    write_mask(folder / "masks" / "a.png", np.full((6, 10), 2, np.uint8))
+    data = index_data(PHOTOS, work)
+    first = index_truth(PHOTOS, work, data=data)
+    assert index_truth(PHOTOS, work, data=data) == first
+    Image.new("RGB", (20, 12)).save(folder / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.png is 10 x 6 px, its photo 20 x 12 px"):
+        index_truth(PHOTOS, work, data=index_data(PHOTOS, work))
 
 
 def test_find_scored__splits_with_at_least_one_mask(work, folder):

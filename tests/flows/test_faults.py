@@ -195,10 +195,7 @@ def test_death_of_the_prefect_server(house, calm):
 
 def test_death_of_the_mlflow_server(house, calm):
     port = find_free_port()
-    tracked = {
-        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # else it asks for minutes
-    }
+    tracked = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     with serve_mlflow(house.home, port), house.under_way("classifier", **tracked) as child:
         for pid in house.processes("mlflow"):
             if pid != child.pid:

@@ -69,8 +69,17 @@ def test_live_ui__only_what_answers(tmp_path, somebody):
         assert servers.live_ui(tmp_path) is None
 
 
+def test_live_ui__of_another_host_is_not_at_this_host_s_ports(tmp_path, somebody, monkeypatch):
+    links = {"prefect": somebody, "mlflow": somebody, "pid": "1"}
+    (tmp_path / "ui.json").write_text(json.dumps(links))
+    with servers.locks.hold(tmp_path / "ui.lock", "it"):
+        assert servers.live_ui(tmp_path) == links
+        monkeypatch.setattr(servers.socket, "gethostname", lambda: "another")
+        assert servers.live_ui(tmp_path) is None
+
+
 @pytest.mark.usefixtures("clean_environment")
-def test_start_prefect__pages_of_others_may_not_ask_it(tmp_path, monkeypatch):
+def test_start_prefect__pages_of_others_may_not_read_it(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(servers, "start_process", lambda _, env, **__: started.append(env))
     servers._start_prefect(tmp_path, 4200, with_pages=True)

@@ -96,6 +96,8 @@ def test_tracker__an_artifact_made_anew_shows_its_score_and_picture(home):
         tracker.sync(0, "score_cams", scored(key, finished_ms=at, **{"cam/miou": score}), home)
         tracker.sync(0, "draw_panels", scored(key, "draw_panels", finished_ms=at), artifact)
         assert client.get_run(tracker.run_id).data.metrics["cam/miou"] == score
+    points = client.get_metric_history(tracker.run_id, "cam/miou")
+    assert [(p.timestamp, p.value) for p in points] == [(1000, 0.5), (2000, 0.6), (2001, 0.5)]
     images = [file.path for file in client.list_artifacts(tracker.run_id, "images")]
     assert sum(path.endswith(".png") for path in images) == 3
 
@@ -168,6 +170,26 @@ def test_tracker__fails_once_and_is_silent(tmp_path, home):
     assert notes[0].startswith("MLflow failed (")
     assert "\n" not in notes[0]
     assert tracker.run_id == tracker.url == ""
+
+
+def test_tracker__that_fails_under_way_says_so_once_and_still_ends_its_run(home, monkeypatch):
+    notes, client = [], mlflow.MlflowClient()
+    tracker = open_tracker(home, notes)
+
+    def refuse(*_args, **_options):
+        raise mlflow.exceptions.MlflowException("gone")
+
+    with monkeypatch.context() as gone:
+        gone.setattr(tracker._client, "log_batch", refuse)
+        tracker.sync(0, "score_cams", scored(), home)
+        tracker.sync(1, "score_cams", scored(), home)
+    tracker.close("finished")
+    assert [note.partition(" (")[0] for note in notes] == ["MLflow failed"]
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    with monkeypatch.context() as gone:
+        gone.setattr(tracker._client, "set_terminated", refuse)
+        tracker.close("finished")
+    assert len(notes) == 1
 
 
 def candidate(home, number, *, digest="d"):

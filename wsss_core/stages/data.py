@@ -47,10 +47,10 @@ def index_data(config: Config, work: Workspace) -> Manifest:
 
 
 def index_truth(config: Config, work: Workspace, *, data: Manifest) -> Manifest | None:
-    """The manifest of the masks of `data`: `truth.json`, keyed by its content; None without any.
+    """The manifest of the masks of `data`: `truth.json`; None without any.
 
-    Each mask is opened once, when the masks are new, so that a broken one is named before anything
-    is trained.
+    Keyed by its content and that of the data: each mask is opened once for the photos and classes
+    that it has to fit, so that a faulty one is named before anything is trained.
 
     Raises:
         DataError: For a mask that is broken, or does not fit its photo or the classes; one line.
@@ -78,7 +78,7 @@ def index_truth(config: Config, work: Workspace, *, data: Manifest) -> Manifest 
         )
 
     content = json.dumps(digests, indent=1).encode() + b"\n"
-    return _publish(work, "truth", TRUTH_FILE, content, verify)
+    return _publish(work, "truth", TRUTH_FILE, content, verify, beside=data.digest)
 
 
 def find_scored(work: Workspace, data: Manifest, truth: Manifest) -> frozenset[str]:
@@ -93,9 +93,11 @@ def _publish(
     stage: str,
     file: str,
     content: bytes,
-    verify: Callable[[], None] = lambda: None,
+    verify: Callable[[], None],
+    *,
+    beside: str = "",
 ) -> Manifest:
-    key = hashlib.sha256(content).hexdigest()[:24]
+    key = hashlib.sha256(content + beside.encode()).hexdigest()[:24]
     found, problem = work.store.find(stage, key)
     if found is not None:
         return found
