@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsss_core.store import UNFINISHED, Store
+from wsss_core.store import UNFINISHED, Store, scratch_folder
 
 Key = tuple[str, str]
 """Stage and key of an artifact."""
@@ -45,11 +45,6 @@ class Garbage:
     path: Path
     num_bytes: int
     why: str
-
-
-def scratch_folder(home: Path, stage: str, key: str) -> Path:
-    """Where a stage keeps its checkpoints until its artifact is published."""
-    return home / "scratch" / stage / key
 
 
 def kept_epochs(home: Path, stage: str, key: str) -> int:

@@ -279,6 +279,11 @@ class Store:
         return None
 
 
+def scratch_folder(home: Path, stage: str, key: str) -> Path:
+    """Where a stage keeps its checkpoints until its artifact is published."""
+    return home / "scratch" / stage / key
+
+
 def stage_key(
     stage: str,
     *,

@@ -8,9 +8,8 @@ from wsss_core.housekeeping import (
     folder_bytes,
     kept_epochs,
     remove_garbage,
-    scratch_folder,
 )
-from wsss_core.store import Measured, Store
+from wsss_core.store import Measured, Store, scratch_folder
 
 NONE = frozenset()
 

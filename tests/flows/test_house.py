@@ -4,8 +4,7 @@ import pytest
 
 from flows import house, locks, runs
 from wsss_core.errors import BusyError, StoreError
-from wsss_core.housekeeping import scratch_folder
-from wsss_core.store import Measured, Store
+from wsss_core.store import Measured, Store, scratch_folder
 
 
 @pytest.fixture

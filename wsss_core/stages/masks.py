@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from wsss_core.config import Config
-from wsss_core.data.images import photo_size, read_mask, write_mask
+from wsss_core.data.images import photo_size, write_mask
 from wsss_core.data.truth import TruthMasks
-from wsss_core.errors import DataError, InputError
+from wsss_core.errors import InputError
 from wsss_core.expansion import crf, irn, none
 from wsss_core.expansion.method import Method, Seeded, labels_of
 from wsss_core.models.boundary import BoundaryNet
-from wsss_core.records import IGNORE_INDEX, Manifest, TaggedPhoto
+from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeds.cam import read_cam, upsample_cam
 from wsss_core.stages.boundary import boundary_maps, load_boundary_net
 from wsss_core.stages.resume import write_shards
@@ -44,7 +44,8 @@ def _write(
     method: str = job.settings["method"]
     if method == "folder":
         content: Content = job.settings["folder"]
-        return _adopt(out, job, photos, content.folder, num_labels=len(dataset.classes) + 1)
+        masks = TruthMasks((content.folder,))
+        return _adopt(out, job, photos, masks, num_classes=len(dataset.classes))
     if cams is None:
         raise InputError("there are no CAMs to expand; make them, or set expansion.folder")
     device = "cpu" if boundary is None else str(job.work.device())
@@ -111,35 +112,19 @@ def _load(folder: Path, device: str) -> BoundaryNet:
 
 
 def _adopt(
-    out: Path, job: Job, photos: Sequence[TaggedPhoto], folder: Path, *, num_labels: int
+    out: Path, job: Job, photos: Sequence[TaggedPhoto], masks: TruthMasks, *, num_classes: int
 ) -> Measured:
-    """Anybody's masks, checked for size and labels."""
+    """Masks from a folder, true ones or anybody's, checked for size and labels."""
     for done, photo in enumerate(photos, start=1):
-        path = folder / f"{photo.id}.png"
-        mask = read_mask(path)
-        if mask.shape != photo_size(photo.path):
-            raise DataError(
-                f"{path} is {mask.shape}, its photo {photo_size(photo.path)}; sizes must agree"
-            )
-        stray = mask[(mask >= num_labels) & (mask != IGNORE_INDEX)]
-        if stray.size:
-            raise DataError(
-                f"{path} holds label {stray[0]}; expected 0..{num_labels - 1} or {IGNORE_INDEX}"
-            )
+        mask = masks.read(photo.id, photo_size(photo.path), num_classes=num_classes)
         write_mask(out / f"{photo.id}.png", mask)
         job.work.recorder.progress("masks from folder", done, len(photos))
     return Measured()
 
 
 def _write_truth(out: Path, job: Job, *, data: Manifest, truth: Manifest) -> Measured:
-    dataset = job.work.dataset(data)
-    masks = TruthMasks.of(job.work.data_root(data))
-    photos = dataset.splits["train"]
-    for done, photo in enumerate(photos, start=1):
-        mask = masks.read(photo.id, photo_size(photo.path), num_classes=len(dataset.classes))
-        write_mask(out / f"{photo.id}.png", mask)
-        job.work.recorder.progress("true masks", done, len(photos))
-    return Measured()
+    dataset, masks = job.work.dataset(data), TruthMasks.of(job.work.data_root(data))
+    return _adopt(out, job, dataset.splits["train"], masks, num_classes=len(dataset.classes))
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -18,7 +18,15 @@ from wsss_core.errors import InputError
 from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.records import Dataset, Manifest, TaggedPhoto
 from wsss_core.seeding import derive_seed
-from wsss_core.store import Measured, Store, code_parts, code_stamp, plain, stage_key
+from wsss_core.store import (
+    Measured,
+    Store,
+    code_parts,
+    code_stamp,
+    plain,
+    scratch_folder,
+    stage_key,
+)
 from wsss_core.workers import ShardMap, keep_memory, map_shards, release_memory
 
 
@@ -180,7 +188,7 @@ class Stage:
             seed=self._seed(config),
             amp=self._precision(config) == "amp",
             work=work,
-            scratch=work.home / "scratch" / self.name / key,
+            scratch=scratch_folder(work.home, self.name, key),
         )
         try:
             return work.store.publish(
