@@ -1,4 +1,4 @@
-"""CPU seconds and page faults of a stage's work with and without `keep_memory`, in one run.
+"""What a stage's work spends with and without `keep_memory`, and `release_memory` after each shard.
 
 python -m benchmarks.bench_memory [--photos 8]
 """
@@ -6,6 +6,7 @@ python -m benchmarks.bench_memory [--photos 8]
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import resource
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from benchmarks.record import write_record
 from wsss_core.models.backbones import set_training_mode
 from wsss_core.models.classifier import multilabel_loss
 from wsss_core.stages.cams import class_activation_maps
-from wsss_core.workers import keep_memory
+from wsss_core.workers import keep_memory, release_memory
 
 SUITE, HEIGHT_PX, WIDTH_PX, BATCH = "memory", 240, 320, 4
 
@@ -29,6 +30,18 @@ def make_cams(photos: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH, HEIGHT_PX, WIDTH_PX, 3), np.uint8)
     for _ in range(max(1, photos // BATCH)):
         class_activation_maps(model, pixels, None, scales=(1.0, 1.5, 2.0))
+
+
+def make_cams_of_shards(shards: int, *, release: bool) -> None:
+    """CAMs of shards as photos come: four lying, four standing, and one of a size of its own."""
+    model = build_plain_classifier().eval().to(memory_format=torch.channels_last)
+    for shard in range(shards):
+        odd = (1, HEIGHT_PX + 8 * shard, WIDTH_PX - 8 * shard)
+        for shape in ((BATCH, HEIGHT_PX, WIDTH_PX), (BATCH, WIDTH_PX, HEIGHT_PX), odd):
+            pixels = np.zeros((*shape, 3), np.uint8)
+            class_activation_maps(model, pixels, None, scales=(1.0, 1.5, 2.0))
+        if release:
+            release_memory()
 
 
 def train_classifier(photos: int) -> None:
@@ -74,6 +87,13 @@ def main() -> None:
         ratio = (without["user_s"] + without["system_s"]) / (with_["user_s"] + with_["system_s"])
         figures = {"photos": photos, "cpu_ratio": ratio, "with": with_, "without": without}
         write_record(SUITE, work.__name__, figures)
+    released, kept = (
+        spend(functools.partial(make_cams_of_shards, release=release), photos, keep=True)
+        for release in (True, False)
+    )
+    ratio = kept["peak_mb"] / released["peak_mb"]
+    figures = {"shards": photos, "peak_ratio": ratio, "released": released, "kept": kept}
+    write_record(SUITE, "release", figures)
 
 
 if __name__ == "__main__":

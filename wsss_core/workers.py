@@ -194,7 +194,7 @@ def _exit_after(wait: Callable[[], None]) -> None:
 def _map_here(function: Callable[[Shard], Result], shards: Sequence[Shard]) -> Iterator[Result]:
     for shard in shards:
         with one_thread():
-            result = function(shard)
+            result = _compute(function, shard)
         yield result
 
 
