@@ -16,7 +16,7 @@ from flows.cost import check_cost
 from flows.environment import locate_data, open_home
 from flows.gpu import turn_on_gpu
 from flows.patience import pass_over_events
-from flows.plan import check_backbones, check_core_classes, label_call, plan_rounds
+from flows.plan import check_backbones, check_data, label_call, plan_rounds
 from flows.progress import FlowRecorder
 from flows.report import publish_report, write_report
 from flows.review import ChangedError, ask_reviewer, check_reviewer
@@ -59,7 +59,7 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
         work = Workspace(home, config.data.root, config.runtime, recorder, shard_map)
         check_backbones(config)
         data, truth = index(config, work)
-        check_core_classes(config, work.dataset(data).classes)
+        check_data(config, work.dataset(data))
         stop = None if until is None else (until, until_round)
         while True:
             name, changed = _compute(config, work, data, truth, stop=stop)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from PIL import Image
 
 from flows.plan import Planned
 from wsss_core.config import Config, TrainingConfig
+from wsss_core.data.images import pixel_size
 from wsss_core.errors import InputError
-from wsss_core.records import Manifest
+from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.stages.stage import Workspace
 
 
@@ -115,7 +113,7 @@ def check_cost(
         return None
     splits = work.dataset(data).splits
     some = splits["train"][:: max(1, len(splits["train"]) // 20)]
-    sides = [_side_px(photo.path) for photo in some]
+    sides = [_side_px(photo) for photo in some]
     counts = {name: len(photos) for name, photos in splits.items()}
     cost = estimate_cost(
         rows, config, photos=counts, side_px=sum(sides) / len(sides) if sides else 0
@@ -135,9 +133,9 @@ def check_cost(
     )
 
 
-def _side_px(path: Path) -> float:
-    with Image.open(path) as photo:
-        return float(photo.width * photo.height) ** 0.5
+def _side_px(photo: TaggedPhoto) -> float:
+    height, width = pixel_size(photo)
+    return float(height * width) ** 0.5
 
 
 def _duration(seconds: float) -> str:

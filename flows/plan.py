@@ -16,10 +16,11 @@ from tasks import stages
 from tasks.policy import stage_of
 from wsss_core.config import Config
 from wsss_core.data.labels import BACKGROUND
+from wsss_core.errors import SettingsError
 from wsss_core.evaluation.report import core_labels
 from wsss_core.models.backbones import check_backbone
 from wsss_core.observe import ConsoleRecorder
-from wsss_core.records import Manifest
+from wsss_core.records import Dataset, Manifest
 from wsss_core.stages.data import index_data, index_truth
 from wsss_core.stages.stage import Stage, Workspace
 
@@ -138,13 +139,20 @@ def check_backbones(config: Config) -> None:
         check_backbone(name)
 
 
-def check_core_classes(config: Config, classes: Sequence[str]) -> None:
-    """Refuse a core class that the data lack before the first score needs it.
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Refuse settings that the data cannot answer before the first stage needs them.
 
     Raises:
-        SettingsError: For a name that is no class.
+        SettingsError: For a core class that is none, or a photo alone whose context is to be
+            another's.
     """
-    core_labels(config.data.core_classes, names=[BACKGROUND, *classes])
+    core_labels(config.data.core_classes, names=[BACKGROUND, *dataset.classes])
+    for split, photos in dataset.splits.items():
+        if config.causal.context == "shuffled_photo" and len(photos) == 1:
+            raise SettingsError(
+                f"causal.context 'shuffled_photo' needs another photo, but list {split!r} has one; "
+                "add photos, or choose another context"
+            )
 
 
 def _plan_all(config: Config, home: Path) -> list[Planned]:
@@ -160,7 +168,7 @@ def _plan_all(config: Config, home: Path) -> list[Planned]:
             return [Planned(None, "scenes", False, reason), *rows]
     else:
         data = index_data(config, work)
-    check_core_classes(config, work.dataset(data).classes)
+    check_data(config, work.dataset(data))
     masks = index_truth(config, work, data=data)
     truth = open_truth(config, work, data, masks)
     config = score_what_is_there(config, work.dataset(data).splits)

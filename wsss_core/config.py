@@ -93,6 +93,14 @@ class DataConfig(_Settings):
     val: tuple[str, ...] = Field(("val",), description="Lists that are scored; never trained on.")
     download: bool = Field(False, description="voc: let torchvision download VOC 2012 into root.")
     limit: int | None = Field(None, ge=1, description="Use the first N photos of every split.")
+    long_side_px: int | None = Field(
+        512,
+        ge=32,
+        description="A larger photo is seen with this long side, and so are its true masks: a "
+        "network knows the sizes it was trained on (training.long_side_px), and time and memory "
+        "grow with the pixels. Masks of `conta predict` and `conta export` have the photo's own "
+        "size. null: every photo as it is.",
+    )
     core_classes: tuple[str, ...] = Field(
         (),
         description="Classes of the second, `core` mean; background always counts. Empty: no core "
@@ -133,7 +141,11 @@ class TrainingConfig(_Settings):
         description="Random resize: the long side is drawn from this range (irn: 320-640).",
     )
     crop_px: int = Field(
-        512, ge=32, le=2048, description="Random square crop on a zero canvas (irn: 512)."
+        512,
+        ge=32,
+        le=2048,
+        description="Random square crop on a zero canvas (irn: 512). A multiple of 16, as whole "
+        "photos are shown: with 16 k + 1 the cells of crops and of photos lie half a cell apart.",
     )
 
     @model_validator(mode="after")
@@ -155,7 +167,10 @@ class ClassifierConfig(_Settings):
     pretrained: bool = Field(True, description="Start from ImageNet weights.")
     output_stride: Literal[8, 16] = Field(16, description="Photo pixels a feature cell (irn: 16).")
     freeze_until: int = Field(
-        2, ge=0, le=5, description="Blocks 1..n get no update (irn: conv1 to layer2 = 2)."
+        2,
+        ge=0,
+        le=5,
+        description="Blocks 1..n get no update; the stem is block 1 (irn: stem to layer2 = 3).",
     )
     freeze_bn: bool = Field(
         True, description="BatchNorm uses ImageNet's statistics and affine (irn: yes)."
@@ -437,7 +452,7 @@ class SegmenterConfig(_Settings):
         learning_rate=0.01,
         weight_decay=5e-4,
         long_side_px=(256, 640),
-        crop_px=321,
+        crop_px=320,
     )
 
 
@@ -598,6 +613,7 @@ class Config(_Settings):
         long as it has its default: runs from before keep their names.
         """
         young, default = ("amplitude", "slice_init", "attention_std"), CausalConfig()
+        same_side = self.data.long_side_px == DataConfig().long_side_px
         irn, irns = self.expansion.irn, IrnConfig()
         tree = self.model_dump(
             mode="json",
@@ -612,7 +628,7 @@ class Config(_Settings):
                 "rounds": True,
                 "tracking": True,
                 "review": True,
-                "data": {"root", "download"},
+                "data": {"root", "download"} | ({"long_side_px"} if same_side else set()),
                 "evaluation": {"stop_stability"},
                 "runtime": {
                     "device",

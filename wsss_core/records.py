@@ -18,11 +18,13 @@ class TaggedPhoto:
         id: Name inside the dataset, the file's relative path without suffix; sorts the shards.
         path: The photo's file.
         tags: Foreground classes present, 0-based and ascending (mask label = tag + 1).
+        seen_size: (height, width) at which every stage sees it; None: the file's own.
     """
 
     id: str
     path: Path
     tags: tuple[int, ...]
+    seen_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

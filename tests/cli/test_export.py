@@ -37,7 +37,7 @@ def masks(work):
 @pytest.fixture
 def data(work):
     def write(out):
-        (out / "dataset.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
+        (out / "dataset.json").write_text(json.dumps({"classes": ["cat", "dog"], "photos": []}))
         return Measured()
 
     return work.store.publish("dataset", "data-key", write)

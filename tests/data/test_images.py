@@ -91,6 +91,15 @@ def test_read_photo__32_bit_values_are_refused(tmp_path):
     assert "32-bit grey values" in read_fault(read_photo, path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [(np.float32, "floating-point grey values"), (np.int32, "32-bit grey values")],
+)
+def test_read_photo__no_photo_is_silently_black(tmp_path, kind, fault):
+    Image.fromarray(np.array([[0, 1], [128, 255]], kind)).save(tmp_path / "a.tif")
+    assert fault in read_fault(read_photo, tmp_path / "a.tif")
+
+
 def test_read_photo__transparent_pixels_lie_on_white(tmp_path):
     layer = np.zeros((1, 3, 4), np.uint8)
     layer[0, :, 3] = [0, 51, 255]  # black, seen by 0, 20 and 100 %

@@ -57,6 +57,22 @@ def test_choose_settings__of_irns_code():
     assert found["crf"] == CrfConfig()
 
 
+@pytest.mark.parametrize(
+    ("pair", "threshold", "found"),
+    [
+        (("auto", "auto"), 0.45, (0.55, 0.35)),
+        ((0.3, "auto"), 0.45, (0.3, 0.3)),
+        (("auto", 0.3), 0.1, (0.3, 0.3)),
+        (("auto", 0.05), 0.2, (0.3, 0.05)),
+    ],
+)
+def test_choose_settings__auto_stops_at_the_number_beside_it(pair, threshold, found):
+    irn = dict(zip(("foreground", "background"), pair, strict=True))
+    config = parse_config({"seeds": {"threshold": threshold}, "expansion": {"irn": irn}})
+    chosen = choose_settings(config)
+    assert (chosen["foreground"], chosen["background"]) == found
+
+
 @pytest.mark.parametrize("name", ["threshold", "radius", "beta"])
 def test_choose_settings__knows_nothing_of_the_walk(name):
     assert name not in choose_settings(parse_config({}))

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from flows import cost
 from flows.plan import (
     Planned,
     check_backbones,
-    check_core_classes,
+    check_data,
     explain_miss,
     plan_run,
 )
 from wsss_core.config import Config, parse_config
 from wsss_core.errors import ContaError, InputError
+from wsss_core.records import Dataset, TaggedPhoto
+
+PHOTOS = (TaggedPhoto("a", Path("a.png"), (0,)),)
 
 QUESTION = {
     "settings": {"training": {"epochs": 5}, "head": "v2"},
@@ -61,12 +66,16 @@ def test_plan_run__until_leaves_out_what_a_run_does_not_come_to(tmp_path):
             "unknown backbone 'resnet51'; use lite0, ",
         ),
         ({"data": {"core_classes": ["kat"]}}, "data.core_classes: 'kat' is not a class of this"),
+        (
+            {"causal": {"context": "shuffled_photo"}},
+            "causal.context 'shuffled_photo' needs an",
+        ),
     ],
 )
 def test_check__before_anything_is_computed(tree, message):
     def check(config):
         check_backbones(config)
-        check_core_classes(config, ("cat", "dog"))
+        check_data(config, Dataset(("cat", "dog"), {"train": PHOTOS * 2, "val": PHOTOS}))
 
     check(Config())
     check(parse_config({"segmenter": {"backbone": "resnet50"}}))
@@ -90,7 +99,7 @@ def test_estimate_cost__counts_misses_alone():
     one = cost.estimate_cost(rows, Config(), photos={"train": 100}, side_px=320)
     two = cost.estimate_cost(rows, Config(), photos={"train": 200}, side_px=320)
     # 100 photos, 20 epochs, 47 ms at 224 px
-    assert one.seconds == pytest.approx(100 * 20 * 0.047 * 321**2 / 224**2)
+    assert one.seconds == pytest.approx(100 * 20 * 0.047 * 320**2 / 224**2)
     assert two.seconds == pytest.approx(2 * one.seconds)
     assert two.num_bytes == one.num_bytes > 15e6
 
@@ -111,7 +120,7 @@ def test_estimate_cost__irn_labels_with_two_crf_passes_and_masks_with_none():
 def test_check_cost__refuses_more_than_the_disk_has(tmp_path, monkeypatch):
     from PIL import Image
 
-    from wsss_core.records import Dataset, Manifest, TaggedPhoto
+    from wsss_core.records import Manifest
     from wsss_core.stages.stage import Workspace
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")

@@ -234,6 +234,20 @@ def test_freeze__stops_the_first_blocks_and_nothing_else(until):
         assert {p.requires_grad for p in block.parameters()} == {number > until}
 
 
+def test_freeze__a_frozen_block_keeps_its_statistics_and_a_free_one_does_not():
+    backbone = build_backbone("mobilenetv3_small_100", pretrained=False, output_stride=16)
+    freeze(backbone, until=2, batch_norm=False)
+    set_training_mode(backbone, batch_norm_frozen=False)
+    norms = [
+        [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)] for block in backbone.blocks
+    ]
+    before = [[m.running_mean.clone() for m in block] for block in norms]
+    backbone(torch.randn(2, 3, 32, 32))
+    for number, (block, means) in enumerate(zip(norms, before, strict=True), start=1):
+        kept = [torch.equal(m.running_mean, b) for m, b in zip(block, means, strict=True)]
+        assert kept == [number <= 2] * len(block)
+
+
 def test_freeze__batch_norm_keeps_affine_and_statistics_in_training():
     backbone = build_backbone("mobilenetv3_small_100", pretrained=False, output_stride=16)
     freeze(backbone, until=0, batch_norm=True)

@@ -132,6 +132,17 @@ def test_labels__photo_the_crf_fails_on_teaches_nothing(made, monkeypatch):
     assert not (second == IGNORE_INDEX).all()
 
 
+def test_labels__a_photo_that_is_gone_is_named(made, monkeypatch):
+    def read(photo):
+        raise DataError(f"{photo.path} does not exist")
+
+    monkeypatch.setattr("wsss_core.stages.boundary_labels.read_pixels", read)
+    with pytest.raises(DataError, match=r"p0\.png does not exist"):
+        label_boundaries(
+            irn_settings("cams", foreground=0.36), made.work, data=made.data, cams=made.cams
+        )
+
+
 def test_boundary__trunk_stays_and_branches_move(made):
     trained = load_file(made.file(made.boundary, "boundary.safetensors"))
     settings = made.config.expansion.irn.boundary

@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from wsss_core.errors import DataError
+from wsss_core.records import TaggedPhoto
 
 # Formats whose decoders only decode: PIL's EPS, for one, starts ghostscript. JPEG covers the MPO of
 # phones.
@@ -52,20 +53,60 @@ _UPRIGHT = {
 """EXIF orientation to the turn that makes the picture upright."""
 
 
-def read_photo(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_photo(path: Path, *, side_px: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of a photo as a viewer shows it: upright by EXIF, RGB, 0..255.
 
     Transparent pixels lie on white. 16-bit grey is scaled by its full range, not clipped. Of
     several frames the first counts.
 
+    Args:
+        path: The file.
+        side_px: Enough for both sides: a larger JPEG may be decoded at a half, fourth or eighth.
+
     Raises:
         DataError: For a missing, broken or oversized file; one line that names it.
     """
     with _open_picture(path) as picture:
+        if side_px is not None:
+            picture.draft(None, (side_px, side_px))
         picture.load()
         turn = _UPRIGHT.get(_orientation(picture))
         upright = picture if turn is None else picture.transpose(turn)
         return np.array(_to_rgb(upright))
+
+
+def read_pixels(photo: TaggedPhoto) -> UInt8[np.ndarray, "h w 3"]:
+    """The photo as every stage sees it: `read_photo`, no larger than its data set allows.
+
+    Raises:
+        DataError: As `read_photo`.
+    """
+    if photo.seen_size is None:
+        return read_photo(photo.path)
+    height, width = photo.seen_size
+    pixels = read_photo(photo.path, side_px=2 * max(height, width))
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def pixel_size(photo: TaggedPhoto) -> tuple[int, int]:
+    """(height, width) of what `read_pixels` gives.
+
+    Raises:
+        DataError: As `photo_size`.
+    """
+    return photo_size(photo.path) if photo.seen_size is None else photo.seen_size
+
+
+def mask_at_size(
+    mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "height width"]:
+    """The labels at another (height, width): each pixel takes the one at its centre."""
+    if mask.shape == size:
+        return mask
+    resized: UInt8[np.ndarray, "height width"] = np.array(
+        Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    )
+    return resized
 
 
 def photo_size(path: Path) -> tuple[int, int]:
@@ -186,9 +227,12 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("floating-point grey values")
     if picture.mode.startswith("I"):
         values = np.array(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
+        least = 256 if picture.format == "TIFF" and picture.mode == "I" else 0  # 8 bits in 32
+        if values.min() < 0 or not least <= values.max() <= 65535:
             raise ValueError("32-bit grey values")
         picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if not picture.has_transparency_data:

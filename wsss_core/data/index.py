@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from wsss_core.data.images import photo_size
 from wsss_core.errors import DataError
 from wsss_core.observe import Recorder
 from wsss_core.records import Dataset, TaggedPhoto
@@ -27,10 +28,18 @@ def hash_file(path: Path) -> str:
         ) from error
 
 
-def index_dataset(dataset: Dataset, root: Path, recorder: Recorder) -> bytes:
+def index_dataset(
+    dataset: Dataset, root: Path, recorder: Recorder, *, long_side_px: int | None = None
+) -> bytes:
     """The text of `dataset.json`: classes, photos with tags and a hash of their bytes, splits.
 
     The same photos, tags and splits give the same text wherever `root` is.
+
+    Args:
+        dataset: The photos.
+        root: Folder that their files are below.
+        recorder: Hears of the progress.
+        long_side_px: Of photos with a longer side, `size` and `seen_size` are written down too.
     """
     photos = unique_photos(dataset)
     entries = []
@@ -41,6 +50,7 @@ def index_dataset(dataset: Dataset, root: Path, recorder: Recorder) -> bytes:
                 "file": photo.path.relative_to(root).as_posix(),
                 "sha256": hash_file(photo.path),
                 "tags": list(photo.tags),
+                **_shrink(photo.path, long_side_px),
             }
         )
         recorder.progress("hashing photos", done, len(photos))
@@ -54,9 +64,38 @@ def index_dataset(dataset: Dataset, root: Path, recorder: Recorder) -> bytes:
     return json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
+def read_dataset(text: str, root: Path) -> Dataset:
+    """What `index_dataset` wrote down, its files below `root`."""
+    document = json.loads(text)
+    photos = {
+        entry["id"]: TaggedPhoto(
+            entry["id"],
+            root / entry["file"],
+            tuple(entry["tags"]),
+            tuple(entry["seen_size"]) if "seen_size" in entry else None,
+        )
+        for entry in document["photos"]
+    }
+    splits = {name: tuple(photos[i] for i in ids) for name, ids in document["splits"].items()}
+    return Dataset(tuple(document["classes"]), splits)
+
+
 def write_index(folder: Path, dataset: Dataset, root: Path, recorder: Recorder) -> None:
     """Write `dataset.json` into `folder`."""
     (folder / INDEX_FILE).write_bytes(index_dataset(dataset, root, recorder))
+
+
+def _shrink(path: Path, long_side_px: int | None) -> dict[str, tuple[int, int]]:
+    """(height, width) of a photo that is larger than it may be seen, and how large it is seen."""
+    if long_side_px is None:
+        return {}
+    try:
+        height, width = photo_size(path)
+    except DataError:  # named when the photos are opened, with all others that are broken
+        return {}
+    ratio = long_side_px / max(height, width)
+    seen = (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    return {} if ratio >= 1 else {"size": (height, width), "seen_size": seen}
 
 
 def unique_photos(dataset: Dataset) -> list[TaggedPhoto]:

@@ -21,14 +21,22 @@ AUTO_MARGIN = 0.1
 
 
 def choose_settings(config: Config) -> dict[str, Any]:
-    """Both thresholds, the confidence of the hard unary, the kernels."""
+    """Both thresholds, the confidence of the hard unary, the kernels.
+
+    An `auto` one of the two stops at the other, where that is a number.
+    """
     expansion, threshold = config.expansion, config.seeds.threshold
     pair = {"foreground": expansion.irn.foreground, "background": expansion.irn.background}
     if threshold != "auto":  # it is a number by the time that labels are made
-        around = {"foreground": threshold + AUTO_MARGIN, "background": threshold - AUTO_MARGIN}
-        for name, value in around.items():
-            if pair[name] == "auto":
-                pair[name] = round(min(max(value, 0.02), 0.98), 4)
+        above, below = (
+            round(min(max(value, 0.02), 0.98), 4)
+            for value in (threshold + AUTO_MARGIN, threshold - AUTO_MARGIN)
+        )
+        if pair["foreground"] == "auto":
+            given = pair["background"]
+            pair["foreground"] = above if given == "auto" else max(above, given)
+        if pair["background"] == "auto":
+            pair["background"] = min(below, pair["foreground"])
     return {
         **pair,
         "confidence": expansion.hard_confidence,

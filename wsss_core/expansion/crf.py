@@ -11,8 +11,8 @@ from jaxtyping import Float, Float32, UInt8
 from wsss_core.config import Config, CrfConfig
 from wsss_core.expansion.method import Expanded, Seeded, add_background
 
-FAILURES = (RuntimeError, ValueError, MemoryError)
-"""What pydensecrf raises on a photo that it cannot do."""
+FAILURES = (RuntimeError, ValueError)
+"""What pydensecrf raises on a photo that it cannot do; want of memory passes and is tried again."""
 
 
 def choose_settings(config: Config) -> dict[str, Any]:

@@ -118,8 +118,8 @@ def check_backbone(name: str) -> None:
 def freeze(backbone: Backbone, *, until: int, batch_norm: bool) -> None:
     """Stop updates of block 1..`until` and, if asked, of every BatchNorm (statistics and affine).
 
-    Gradients still flow through, so a context map that joins a frozen block is learned all the
-    same.
+    `set_training_mode` keeps the statistics. Gradients still flow through, so a context map that
+    joins a frozen block is learned all the same.
     """
     for block in backbone.blocks[:until]:
         block.requires_grad_(False)
@@ -129,10 +129,11 @@ def freeze(backbone: Backbone, *, until: int, batch_norm: bool) -> None:
 
 
 def set_training_mode(model: nn.Module, *, batch_norm_frozen: bool) -> None:
-    """Switch to training; frozen BatchNorm keeps using ImageNet's running statistics."""
+    """Switch to training; BatchNorm that is frozen, or in a frozen block, keeps its statistics."""
     model.train()
-    if batch_norm_frozen:
-        for module in _batch_norms(model):
+    for module in _batch_norms(model):
+        affine = list(module.parameters(recurse=False))
+        if batch_norm_frozen or (affine and not any(p.requires_grad for p in affine)):
             module.eval()
 
 

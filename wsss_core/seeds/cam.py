@@ -74,13 +74,23 @@ def upsample_cam(
 ) -> Float32[np.ndarray, "k H W"]:
     """A stored CAM at the photo's full size, bilinear.
 
-    The stored grid covers ceil(H/4)*4 by ceil(W/4)*4 pixels; what lies beyond the photo is cropped.
+    As in irn, a cell is taken for 4 x 4 pixels and what lies beyond the photo is cropped, though
+    `sum_scales` spreads the cells over the photo: where a side is no multiple of 4, up to 3 px
+    apart at its far end.
     """
-    full = (cam.shape[1] * STRIDE_PX, cam.shape[2] * STRIDE_PX)
+    full = resize_cam(cam, (cam.shape[1] * STRIDE_PX, cam.shape[2] * STRIDE_PX))
+    return full[:, : size[0], : size[1]]
+
+
+def resize_cam(
+    cam: Float[np.ndarray, "k h w"], size: tuple[int, int]
+) -> Float32[np.ndarray, "k H W"]:
+    """A CAM on another grid of cells, bilinear."""
     tensor = torch.from_numpy(np.ascontiguousarray(cam, dtype=np.float32))[None]
-    scores = F.interpolate(tensor, size=full, mode="bilinear", align_corners=False)[0]
-    result: Float32[np.ndarray, "k H W"] = scores[:, : size[0], : size[1]].numpy()
-    return result
+    resized: Float32[np.ndarray, "k H W"] = F.interpolate(
+        tensor, size=size, mode="bilinear", align_corners=False
+    )[0].numpy()
+    return resized
 
 
 def label_map(

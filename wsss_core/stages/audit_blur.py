@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageFilter
 
-from wsss_core.data.images import read_mask, read_photo
+from wsss_core.data.images import read_mask, read_pixels
 from wsss_core.evaluation.audit import Shares, name_drops
 from wsss_core.evaluation.report import optional
 from wsss_core.records import Manifest
@@ -60,7 +60,7 @@ def _write(
     num = len(dataset.classes)
     drops = [[Shares() for _ in range(num)] for _ in range(num)]
     for done, (photo, context) in enumerate(chosen, 1):
-        pixels, mask = read_photo(photo.path), read_mask(job.work.folder(masks) / f"{photo.id}.png")
+        pixels, mask = read_pixels(photo), read_mask(job.work.folder(masks) / f"{photo.id}.png")
         seen = [tag for tag in photo.tags if (mask == tag + 1).any()]
         views = np.stack([pixels, *(blur_region(pixels, mask == tag + 1) for tag in seen)])
         shown = None if context is None else torch.from_numpy(np.stack([context] * len(views)))

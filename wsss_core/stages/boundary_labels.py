@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss_core.data.images import read_photo, write_mask
+from wsss_core.data.images import read_pixels, write_mask
 from wsss_core.errors import InputError
 from wsss_core.expansion.boundary_labels import choose_settings, label_confidently
 from wsss_core.expansion.crf import FAILURES
@@ -43,20 +43,20 @@ def _write_shard(
     photos: Sequence[TaggedPhoto], *, out: Path, cams: Path, settings: dict[str, Any]
 ) -> tuple[int, int, int]:
     """Label a shard; returns on how many photos the CRF failed, pixels without label, pixels."""
-    failed = unsure = pixels = 0
+    failed = unsure = total = 0
     for photo in photos:
         with naming("photo", [photo.id]):
             cam = read_cam(cams / f"{photo.id}.npz")
-            scores = upsample_cam(cam.cam, cam.size)
+            pixels, scores = read_pixels(photo), upsample_cam(cam.cam, cam.size)
             try:
-                labels = label_confidently(read_photo(photo.path), scores, cam.classes, settings)
+                labels = label_confidently(pixels, scores, cam.classes, settings)
             except FAILURES:
                 failed += 1
                 labels = np.full(cam.size, IGNORE_INDEX, np.uint8)
             write_mask(out / f"{photo.id}.png", labels)
         unsure += int((labels == IGNORE_INDEX).sum())
-        pixels += labels.size
-    return failed, unsure, pixels
+        total += labels.size
+    return failed, unsure, total
 
 
 label_boundaries = Stage("boundary_labels", _write, choose_settings)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float64, UInt8
 
 from wsss_core.config import Config, IrnConfig
-from wsss_core.data.images import read_photo
+from wsss_core.data.images import read_pixels
 from wsss_core.evaluation.evidence import Evidence, gather_evidence, mean_evidence
 from wsss_core.evaluation.panels import spread_evenly
 from wsss_core.expansion import irn
@@ -115,7 +115,7 @@ def _write_walk(
     ]
     winner = max(range(len(best)), key=lambda index: best[index][1])
     threshold, most = best[winner]
-    chosen = {**curves[winner][0], "threshold": round(threshold, 3)}
+    chosen = {**curves[winner][0], "threshold": round(threshold, 3) if given == "auto" else given}
     _write_curves(out, chosen, curves)
     metrics = {f"calibrate_walk/{name}": float(value) for name, value in chosen.items()}
     return Measured(metrics | {"calibrate_walk/evidence": most})
@@ -197,7 +197,7 @@ def _judge(
     net = None if boundary is None else _load_boundary(boundary, device)
     rows: list[list[np.ndarray]] = []
     for photo, context in items:
-        pixels, cam = read_photo(photo.path), read_cam(cams / f"{photo.id}.npz")
+        pixels, cam = read_pixels(photo), read_cam(cams / f"{photo.id}.npz")
         scores = upsample_cam(cam.cam, cam.size)
         expanded = [scores]
         if net is not None:

@@ -17,7 +17,15 @@ from wsss_core.data.images import photo_size
 from wsss_core.data.transforms import normalise, resize_photo, scaled_size
 from wsss_core.errors import DataError, InputError
 from wsss_core.records import Manifest, TaggedPhoto
-from wsss_core.seeds.cam import Cam, normalise_cam, read_cam, sum_scales, write_cam
+from wsss_core.seeds.cam import (
+    Cam,
+    normalise_cam,
+    read_cam,
+    resize_cam,
+    seed_size,
+    sum_scales,
+    write_cam,
+)
 from wsss_core.stages.classifier import ContextClassifier, load_classifier, photo_contexts
 from wsss_core.stages.resume import write_shards
 from wsss_core.stages.shards import naming, read_batches
@@ -131,6 +139,9 @@ def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto], folder: Path) -> 
         cam, size = read_cam(path), photo_size(photo.path)
         if cam.size != size:
             raise DataError(f"{path} is for a photo of {cam.size}, its photo is {size}")
+        if photo.seen_size is not None:
+            cells = resize_cam(cam.cam, seed_size(photo.seen_size))
+            cam = Cam(cam.classes, cells, photo.seen_size)
         if tuple(cam.classes) != photo.tags:
             raise DataError(
                 f"{path} holds classes {list(map(int, cam.classes))}; expected the photo's tags, "

@@ -28,7 +28,7 @@ from wsss_core.causal.intervention import (
 )
 from wsss_core.causal.pasting import CLASSIFIER_SHARE
 from wsss_core.config import CausalConfig, ClassifierConfig, Config
-from wsss_core.data.images import read_photo
+from wsss_core.data.images import read_pixels
 from wsss_core.data.transforms import crop_photo, draw_crop, normalise, resize_photo, scaled_size
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.classifier import (
@@ -368,7 +368,7 @@ def gap_report(
     prior = model.confounders.prior.cpu()
     model.eval()
     for index in range(0, len(photos), -(-len(photos) // GAP_PHOTOS)):
-        pixels = read_photo(photos[index].path)
+        pixels = read_pixels(photos[index])
         target = scaled_size((pixels.shape[0], pixels.shape[1]), 1.0, multiple=16)
         view = normalise(resize_photo(pixels, target))[None].to(device)
         x_m = contexts[index : index + 1].to(device)
@@ -405,7 +405,7 @@ def _view(
 ) -> Batch:
     index, photo = item
     if pasting is None:
-        pixels, classes = read_photo(photo.path), photo.tags
+        pixels, classes = read_pixels(photo), photo.tags
     else:
         picture = draw_picture(photo, epoch, pasting=pasting, seed=seed)
         pixels, classes = picture.photo, picture.tags

@@ -14,7 +14,7 @@ from PIL import Image
 
 from wsss_core.causal.confounders import ConfounderSet
 from wsss_core.causal.intervention import UniformIntervention
-from wsss_core.data.images import read_photo
+from wsss_core.data.images import read_pixels
 from wsss_core.evaluation.panels import PanelRow, draw_panel, draw_sheet, shade, spread_evenly
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.stages.classifier import CONFOUNDERS, load_classifier, photo_contexts
@@ -50,7 +50,7 @@ def _row(
     photo: TaggedPhoto, field: np.ndarray, context: torch.nn.Module, *, classes: Sequence[str]
 ) -> PanelRow:
     """Photo, X_m, and M as bright as its own largest."""
-    pixels = read_photo(photo.path)
+    pixels = read_pixels(photo)
     with torch.inference_mode():
         m = context(torch.from_numpy(field)[None])[0, 0].numpy()
     size = (pixels.shape[0], pixels.shape[1])

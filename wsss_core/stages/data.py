@@ -41,9 +41,8 @@ def index_data(config: Config, work: Workspace) -> Manifest:
     def verify() -> None:
         _open_all(photos, lambda photo: read_photo(photo.path), "photos", root, work)
 
-    return _publish(
-        work, "dataset", INDEX_FILE, index_dataset(dataset, root, work.recorder), verify
-    )
+    content = index_dataset(dataset, root, work.recorder, long_side_px=config.data.long_side_px)
+    return _publish(work, "dataset", INDEX_FILE, content, verify)
 
 
 def index_truth(config: Config, work: Workspace, *, data: Manifest) -> Manifest | None:

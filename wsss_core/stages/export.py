@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from wsss_core.data.images import mask_at_size, read_mask, write_mask
+from wsss_core.data.index import INDEX_FILE
 from wsss_core.errors import InputError, StoreError
 from wsss_core.records import Manifest
 from wsss_core.stages.stage import Workspace
@@ -13,7 +15,7 @@ from wsss_core.store import read_index
 
 
 def export_masks(masks: Manifest, *, data: Manifest, work: Workspace, out: Path) -> int:
-    """Copy the masks of an artifact; the list is written last.
+    """Write the masks of an artifact, each as large as its photo; the list is written last.
 
     Writes `SegmentationClass/<photo id>.png` (VOC palette), `labels.txt` (background first) and
     `ImageSets/Segmentation/train.txt` (the photo ids that have a mask). Photos are not copied.
@@ -34,17 +36,22 @@ def export_masks(masks: Manifest, *, data: Manifest, work: Workspace, out: Path)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the masks")
     source = work.store.open(masks)
-    classes = json.loads((work.store.open(data) / "dataset.json").read_text())["classes"]
+    document = json.loads((work.store.open(data) / INDEX_FILE).read_text())
+    sizes = {entry["id"]: entry["size"] for entry in document["photos"] if "size" in entry}
     files = {
         name: file for name, file in sorted(read_index(source).items()) if file.endswith(".png")
     }
     try:
-        for done, file in enumerate(files.values(), 1):
+        for done, (name, file) in enumerate(files.items(), 1):
             target = out / "SegmentationClass" / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / file, target)
+            if name in sizes:  # seen smaller
+                height, width = sizes[name]
+                write_mask(target, mask_at_size(read_mask(source / file), (height, width)))
+            else:
+                shutil.copyfile(source / file, target)
             work.recorder.progress("export masks", done, len(files))
-        (out / "labels.txt").write_text("\n".join(["background", *classes]) + "\n")
+        (out / "labels.txt").write_text("\n".join(["background", *document["classes"]]) + "\n")
         lists = out / "ImageSets" / "Segmentation"
         lists.mkdir(parents=True, exist_ok=True)
         (lists / "train.txt").write_text("".join(f"{name}\n" for name in files))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss_core.data.images import read_mask, read_photo
+from wsss_core.data.images import read_mask, read_pixels
 from wsss_core.data.labels import BACKGROUND
 from wsss_core.evaluation.agreement import find_classes
 from wsss_core.evaluation.classification import f1_score
@@ -82,7 +82,7 @@ def _write(
 
 
 def _row(photo: TaggedPhoto, sources: _Sources, *, names: Sequence[str]) -> PanelRow:
-    pixels = read_photo(photo.path)
+    pixels = read_pixels(photo)
     layers: dict[str, np.ndarray | None] = {
         "pseudo-mask": read_mask(sources.masks / f"{photo.id}.png"),
         "segmenter": read_mask(sources.predictions / f"{photo.id}.png"),

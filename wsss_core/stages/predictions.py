@@ -33,7 +33,7 @@ BATCH_PHOTOS = 4
 def segment_photos_of_size(
     model: nn.Module, photos: UInt8[np.ndarray, "b h w 3"], *, scales: Sequence[float], flip: bool
 ) -> Float32[np.ndarray, "b k h w"]:
-    """Class probabilities of equally sized photos, averaged over scales and flips.
+    """Class probabilities of equally sized photos: scores averaged with the flip, then over scales.
 
     Args:
         model: Segmenter in evaluation mode.

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64, UInt8
 from pydantic import BaseModel
 
 from wsss_core.config import Config, SegmenterTestConfig
-from wsss_core.data.images import photo_size, read_mask
+from wsss_core.data.images import mask_at_size, photo_size, pixel_size, read_mask
 from wsss_core.data.labels import BACKGROUND, read_labels
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError
@@ -192,12 +192,14 @@ class IndexedTruth:
     num_classes: int
 
     def read(self, photo: TaggedPhoto) -> UInt8[np.ndarray, "h w"]:
-        """The true mask of a photo.
+        """The true mask of a photo, at the size the photo is seen at.
 
         Raises:
             DataError: If it is gone, broken, of another size than the photo or of other labels.
         """
-        return self.masks.read(photo.id, photo_size(photo.path), num_classes=self.num_classes)
+        size = photo_size(photo.path)
+        mask = self.masks.read(photo.id, size, num_classes=self.num_classes)
+        return mask_at_size(mask, pixel_size(photo))
 
 
 def open_truth(job: Job, *, data: Manifest, truth: Manifest | None) -> IndexedTruth:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from wsss_core.data.images import read_photo
+from wsss_core.data.images import read_pixels
 from wsss_core.errors import ContaError
 from wsss_core.records import TaggedPhoto
 
@@ -35,7 +35,7 @@ def read_batches(
     """The shard's photos in batches of one size, with their positions in the shard."""
     by_size: dict[tuple[int, int], list[tuple[int, UInt8[np.ndarray, "h w 3"]]]] = defaultdict(list)
     for position, photo in enumerate(photos):
-        pixels = read_photo(photo.path)
+        pixels = read_pixels(photo)
         size = (pixels.shape[0], pixels.shape[1])
         by_size[size].append((position, pixels))
         if len(by_size[size]) == batch_size:

@@ -5,7 +5,6 @@ The same question has the same key.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any
 import torch
 
 from wsss_core.config import Config, RuntimeConfig
+from wsss_core.data.index import INDEX_FILE, read_dataset
 from wsss_core.errors import InputError
 from wsss_core.observe import Recorder, SilentRecorder
-from wsss_core.records import Dataset, Manifest, TaggedPhoto
+from wsss_core.records import Dataset, Manifest
 from wsss_core.seeding import derive_seed
 from wsss_core.store import (
     Measured,
@@ -70,13 +70,7 @@ class Workspace:
     def dataset(self, data: Manifest) -> Dataset:
         """The photos and tags behind a data manifest, from its `dataset.json`; see `data.index`."""
         root = self.data_root(data)
-        document = json.loads((self.folder(data) / "dataset.json").read_text())
-        photos = {
-            entry["id"]: TaggedPhoto(entry["id"], root / entry["file"], tuple(entry["tags"]))
-            for entry in document["photos"]
-        }
-        splits = {name: tuple(photos[i] for i in ids) for name, ids in document["splits"].items()}
-        return Dataset(tuple(document["classes"]), splits)
+        return read_dataset((self.folder(data) / INDEX_FILE).read_text(), root)
 
     def device(self) -> torch.device:
         """The device that `runtime.device` names; of several, the first.

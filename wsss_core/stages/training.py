@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsss_core.causal.pasting import OWN, Picture, paste
 from wsss_core.config import TrainingConfig
-from wsss_core.data.images import read_mask, read_photo
+from wsss_core.data.images import read_mask, read_pixels
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
 from wsss_core.records import Manifest, TaggedPhoto
 from wsss_core.seeding import numpy_generator
@@ -64,7 +64,7 @@ def plan_pasting(
 
 def read_picture(photo: TaggedPhoto, masks: Path) -> Picture:
     """A photo with its `<photo id>.png`."""
-    return Picture(read_photo(photo.path), read_mask(masks / f"{photo.id}.png"), photo.tags)
+    return Picture(read_pixels(photo), read_mask(masks / f"{photo.id}.png"), photo.tags)
 
 
 def draw_picture(photo: TaggedPhoto, epoch: int, *, pasting: Pasting, seed: int) -> Picture:
