@@ -20,7 +20,7 @@ from flows.plan import check_backbones, check_data, label_call, plan_rounds
 from flows.progress import FlowRecorder
 from flows.report import publish_report, write_report
 from flows.review import ChangedError, ask_reviewer, check_reviewer
-from flows.rounds import Truth, open_truth, run_rounds, score_what_is_there
+from flows.rounds import Data, Truth, open_truth, run_rounds, score_what_is_there
 from flows.runs import Run, StageName, UnderWay
 from flows.settle import announce_start, settle_dead
 from tasks import stages
@@ -135,7 +135,8 @@ class Computing:
         tracker: Tracker,
         stop: tuple[str, int] | None,
     ) -> None:
-        self._config, self._work, self._data = config, work, data
+        self._config, self._work, self._data = config, work, Data.of(data, work)
+        run.shared["train"] = self._data.train
         self._run, self._tracker = run, tracker
         self._until, self._last_round = stop or ("", 0)
         self._round = -1
@@ -165,13 +166,14 @@ class Computing:
             raise _StoppedError(f"after {self._until}, as asked")
         label = label_call(task.name, inputs)
         config = config or self._config
-        key = stage_of(task).key(config, data=self._data, **inputs)
+        data = self._data.behind(inputs)
+        key = stage_of(task).key(config, data=data, **inputs)
         place = UnderWay(round=self._round, label=label, stage=task.name, key=key)
         self._run.under_way = place
         runs.save_run(self._work.home, self._run)
         named = task.with_options(task_run_name=f"{label} {self._round}")
         began_ms = time.time_ns() // 1_000_000
-        made = named(config, self._work, data=self._data, **inputs)
+        made = named(config, self._work, data=data, **inputs)
         self._keep(label, made, computed=made.finished_ms >= began_ms)
         reached = task.name == self._until and self._round >= self._last_round
         self._enough = self._enough or reached

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect import Task
 
-from flows.rounds import Truth, open_truth, run_rounds, score_what_is_there
+from flows.rounds import Data, Truth, open_truth, run_rounds, score_what_is_there
 from flows.runs import MAIN_STAGES
 from tasks import stages
 from tasks.policy import stage_of
@@ -60,7 +60,7 @@ class Planner:
     def __init__(self, config: Config, work: Workspace, data: Manifest, *, verify: bool) -> None:
         self.rows: list[Planned] = []
         self.verify = verify
-        self._config, self._work, self._data = config, work, data
+        self._config, self._work, self._data = config, work, Data.of(data, work)
         self._round = 0
 
     def begin_round(self, number: int, config: Config) -> None:
@@ -76,7 +76,7 @@ class Planner:
     ) -> Manifest:
         """The artifact if it is there, else a stand-in that makes a miss of all that follow."""
         stage = stage_of(task)
-        every: Inputs = {"data": self._data, **inputs}
+        every: Inputs = {"data": self._data.behind(inputs), **inputs}
         found, reason = self._look(stage, config or self._config, every)
         label = label_call(stage.name, every)
         self.rows.append(Planned(self._round, label, found is not None, reason))

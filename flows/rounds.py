@@ -6,7 +6,7 @@ that only looks what is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,10 +14,11 @@ from prefect import Task
 
 from tasks import stages
 from wsss_core.config import Config
+from wsss_core.data.labels import TRAIN
 from wsss_core.errors import DataError
 from wsss_core.records import Manifest
 from wsss_core.stages.calibrate import adopt_seeds, adopt_walk, is_open
-from wsss_core.stages.data import find_scored
+from wsss_core.stages.data import find_scored, training_part
 from wsss_core.stages.stage import Workspace
 
 
@@ -34,7 +35,7 @@ class Step(Protocol):
         config: Config | None = None,
         **inputs: Manifest | str | None,
     ) -> Manifest:
-        """The artifact of a stage; the data manifest is added to its inputs.
+        """The artifact of a stage; a manifest of the data is added to its inputs.
 
         Args:
             task: The stage's.
@@ -81,6 +82,28 @@ class Truth:
 
     masks: Manifest
     splits: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The photos of a run.
+
+    Attributes:
+        whole: Every list.
+        train: The training list, for all that works on it alone.
+    """
+
+    whole: Manifest
+    train: Manifest
+
+    @classmethod
+    def of(cls, whole: Manifest, work: Workspace) -> Data:
+        """Both of one data manifest."""
+        return cls(whole, training_part(whole, work))
+
+    def behind(self, inputs: Mapping[str, object]) -> Manifest:
+        """What a stage with these inputs works on: the whole if it names another list."""
+        return self.train if inputs.get("split", TRAIN) == TRAIN else self.whole
 
 
 def open_truth(

@@ -127,7 +127,8 @@ class Run(BaseModel):
         config: The resolved settings of the latest start.
         data: Content digest of the data.
         data_root: Folder of the user's photos; None for scenes.
-        shared: Manifests that belong to no round, by stage: `scenes` or `dataset`, and `truth`.
+        shared: Manifests that belong to no round, by stage: `scenes` or `dataset`, and `truth`;
+            `train` is the training part of the first.
         rounds: From 0 on.
         under_way: Where it is or stopped; None before the first stage and once it is finished.
         started_ms: Wall clock of the latest start, ms since 1970.

@@ -14,7 +14,7 @@ from wsss_core.data.index import hash_file, write_index
 from wsss_core.data.source import read_source
 from wsss_core.errors import DataError, InputError
 from wsss_core.observe import SilentRecorder
-from wsss_core.stages.data import find_scored, index_data, index_truth
+from wsss_core.stages.data import find_scored, index_data, index_truth, training_part
 from wsss_core.stages.stage import Workspace
 from wsss_core.store import file_sha256
 
@@ -47,6 +47,19 @@ def test_index_data__document(work, folder):
     }
     assert work.dataset(data) == read_source(PHOTOS.data, folder, SilentRecorder())
     assert {"hashing photos", "opening photos"} == {what for what, _, _ in work.recorder.passes}
+
+
+def test_training_part__hangs_on_no_other_photo(work, folder):
+    part = training_part(index_data(PHOTOS, work), work)
+    dataset = work.dataset(part)
+    assert [photo.id for photo in dataset.splits["train"]] == ["a", "b"]
+    assert set(dataset.splits) == {"train"}
+    (folder / "val.txt").unlink()
+    rows = "filename,tags\na.jpg,cat\nb.jpg,dog cat\n"
+    (folder / "tags.csv").write_text(rows)
+    alone = index_data(PHOTOS, work)
+    assert (alone.key, alone.digest) == (part.key, part.digest)
+    assert training_part(alone, work) == alone
 
 
 def test_index_data__second_call_finds_the_same(work):

@@ -12,6 +12,7 @@ import pytest
 from flows import launch, plan, runs
 from flows.unfinished import list_unfinished
 from tasks import stages
+from tests.data.samples import make_folder
 from tests.flows import toys as toy_stages
 from wsss_core.config import parse_config
 from wsss_core.errors import BusyError, DataError, DivergedError, InputError, SettingsError
@@ -173,6 +174,21 @@ def test_conta_flow__scores_the_splits_that_have_truth(toys, conta, capsys, with
     assert set(calls) - {"score_classifier/val", "audit_blur"} == scored
     other = "train" if with_truth == ("p0",) else "val"
     assert f"no photo of {other} has a true mask, so it is not scored" in capsys.readouterr().err
+
+
+def test_conta_flow__a_photo_more_to_score_trains_nothing(toys, conta, tmp_path):
+    rows = {"a.jpg": "cat", "b.jpg": "dog cat", "c.jpg": "dog", "d.jpg": "dog"}
+    root = make_folder(tmp_path / "photos", rows, lists={"train": ["a", "b"], "val": ["c"]})
+    first = conta(data={"source": "photos", "root": str(root)})
+    toys.take_calls()
+    (root / "val.txt").write_text("c\nd\n")
+    second = conta(data={"source": "photos", "root": str(root)})
+    assert set(toys.take_calls()) == {"truth", "score_classifier/val", "predictions/val"}
+    assert second.name != first.name
+    (root / "train.txt").write_text("a\nb\nd\n")
+    (root / "val.txt").write_text("c\n")
+    conta(data={"source": "photos", "root": str(root)})
+    assert toys.take_calls()[:2] == ["truth", "classifier"]
 
 
 def test_conta_flow__without_context_later_rounds_are_free(toys, conta):

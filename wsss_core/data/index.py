@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from wsss_core.data.images import photo_size
+from wsss_core.data.labels import TRAIN
 from wsss_core.errors import DataError
 from wsss_core.observe import Recorder
 from wsss_core.records import Dataset, TaggedPhoto
@@ -61,6 +63,18 @@ def index_dataset(
             name: [photo.id for photo in split] for name, split in sorted(dataset.splits.items())
         },
     }
+    return _encode(document)
+
+
+def keep_training(text: str) -> bytes:
+    """A `dataset.json` with its training list alone."""
+    document = json.loads(text)
+    trained = document["splits"][TRAIN]
+    photos = [entry for entry in document["photos"] if entry["id"] in set(trained)]
+    return _encode(document | {"photos": photos, "splits": {TRAIN: trained}})
+
+
+def _encode(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wsss_core.config import Config
 from wsss_core.data.images import photo_size, read_photo
-from wsss_core.data.index import INDEX_FILE, hash_file, index_dataset, unique_photos
+from wsss_core.data.index import INDEX_FILE, hash_file, index_dataset, keep_training, unique_photos
 from wsss_core.data.source import read_source
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError, InputError
@@ -43,6 +43,18 @@ def index_data(config: Config, work: Workspace) -> Manifest:
 
     content = index_dataset(dataset, root, work.recorder, long_side_px=config.data.long_side_px)
     return _publish(work, "dataset", INDEX_FILE, content, verify)
+
+
+def training_part(data: Manifest, work: Workspace) -> Manifest:
+    """The manifest of the training photos of `data` alone, where that is not the same.
+
+    What is learned takes this one, so that it does not hang on which photos are scored. Scenes are
+    made with all their lists and stay whole.
+    """
+    if data.stage != "dataset":
+        return data
+    content = keep_training((work.folder(data) / INDEX_FILE).read_text())
+    return _publish(work, "dataset", INDEX_FILE, content, verify=lambda: None)  # `data` was
 
 
 def index_truth(config: Config, work: Workspace, *, data: Manifest) -> Manifest | None:
