@@ -94,7 +94,7 @@ def _compute(
                 run.status, run.reason = "stopped", str(stopped)
             except ChangedError as changed:
                 after = changed.settings(config)
-                goes_on = f"goes on as {runs.name_run(after, data)} with {changed}"
+                goes_on = f"{runs.GOES_ON}{runs.name_run(after, data)} with {changed}"
                 run.status, run.reason = "stopped", goes_on
                 work.recorder.note(f"run {run.name} {goes_on}")
                 return run.name, after
@@ -147,7 +147,7 @@ class Computing:
         """End the round before, have it reviewed if that is asked for, and enter the next."""
         report = self.end_round()
         if self._enough:
-            raise _StoppedError(f"after {self._until}, as asked")
+            raise _StoppedError(f"after {self._until}{runs.AS_ASKED}")
         if config.review and report is not None:
             self._ask(self._run.rounds[number - 1], report, config)
         self._config = config
@@ -163,7 +163,7 @@ class Computing:
     ) -> Manifest:
         """The artifact of a stage, computed or found."""
         if self._enough and task.name in runs.MAIN_STAGES and task.name != self._until:
-            raise _StoppedError(f"after {self._until}, as asked")
+            raise _StoppedError(f"after {self._until}{runs.AS_ASKED}")
         label = label_call(task.name, inputs)
         config = config or self._config
         data = self._data.behind(inputs)
@@ -279,7 +279,7 @@ def work_on_run(
                     raise
                 logger.exception("its record does not say how it ended")
             finally:
-                tracker.close(run.status)
+                tracker.close("finished" if run.as_asked else run.status)
 
 
 def _introduce(name: str) -> tuple[str | None, str | None]:

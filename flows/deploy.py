@@ -6,11 +6,14 @@ several machines, are in `deployments/prefect.yaml`.
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
+import httpx
 from prefect import serve
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
@@ -29,6 +32,7 @@ from wsss_core.errors import InputError
 DEAD_S = 3 * HEARTBEAT_S
 """How long a flow run may say nothing."""
 
+_LOOK_S = 5
 AUTOMATION = "conta: runs of dead machines are crashed"
 
 
@@ -55,13 +59,38 @@ def serve_recipes(
     names = [config.name for config in recipes]
     if len(set(names)) < len(names):
         raise InputError(f"several recipes are called {max(names, key=names.count)}; rename one")
-    made = [make_deployment(conta_flow, config, home=home, cron=cron) for config in recipes]
+
+    def make() -> list[RunnerDeployment]:
+        return [make_deployment(conta_flow, config, home=home, cron=cron) for config in recipes]
+
+    made = make()
     watch_for_dead_machines()
     when = "by hand" if cron is None else f"by hand and at {cron!r}"
     say(f"served from this terminal, to be started {when}: {', '.join(names)}")
-    say("start one on Prefect's page, or by: prefect deployment run conta/" + names[0])
+    start = f"prefect deployment run {shlex.quote(f'conta/{names[0]}')}"
+    say(f'start one on Prefect\'s page, or by: eval "$(conta env)" && {start}')
     say("Ctrl-C ends it")
-    serve(*made, pause_on_shutdown=False, print_starting_message=False, limit=1)
+    while True:
+        try:
+            serve(*made, pause_on_shutdown=False, print_starting_message=False, limit=1)
+        except (httpx.HTTPError, ExceptionGroup, RuntimeError):  # its polling gave up
+            if _answers():
+                raise
+            say(
+                "Prefect's server does not answer. A run that was at work has ended, its epochs "
+                "are kept; this goes on as soon as the server is back"
+            )
+            while not _answers():
+                time.sleep(_LOOK_S)
+            say("Prefect's server is back: served as before")
+            made = make()
+        else:
+            return
+
+
+def _answers() -> bool:
+    with get_client(sync_client=True) as client:
+        return client.api_healthcheck() is None
 
 
 def make_deployment(

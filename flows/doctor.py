@@ -171,6 +171,11 @@ def _look_at_servers(home: Path) -> str:
     own, pages = os.environ.get("PREFECT_API_URL"), live_ui(home)
     if own is not None and not is_up(f"{own.rstrip('/')}/health"):
         raise ContaError(f"{own} does not answer; start that server, or unset PREFECT_API_URL")
+    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking.startswith("http") and not is_up(f"{tracking.rstrip('/')}/health"):
+        raise ContaError(
+            f"{tracking} does not answer; start that server, or unset MLFLOW_TRACKING_URI"
+        )
     if pages is not None:
         return f"`conta ui` is up: {pages['prefect']} and {pages['mlflow']}"
     return f"{own} answers" if own else "none is up, and none is needed: a run starts its own"

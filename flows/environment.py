@@ -35,6 +35,8 @@ def open_home() -> Path:
     from wsss_core.store import Store
 
     home = resolve_home()
+    if "?" in str(home):
+        raise StoreError(f"CONTA_HOME {home} holds a '?', which ends an address of a database")
     Store(home / "store").check_format()
     return home
 
@@ -99,18 +101,27 @@ def write_exports(variables: Mapping[str, str]) -> list[str]:
 
 
 def locate_data(config: Config) -> Config:
-    """The settings with an absolute `data.root`.
+    """The settings with absolute folders.
 
     Raises:
         InputError: If there is no such folder, or none was given where one is needed.
     """
     from wsss_core.errors import InputError
 
+    for group in ("seeds", "expansion"):
+        settings = getattr(config, group)
+        if settings.folder is not None:
+            folder = settings.folder.absolute()
+            if not folder.is_dir():
+                raise InputError(f"{group}.folder: no folder at {folder}")
+            changed = settings.model_copy(update={"folder": folder})
+            config = config.model_copy(update={group: changed})
     if config.data.source == "scenes":
         return config
     if config.data.root is None:
         raise InputError(
-            f"source {config.data.source!r} needs the folder of its photos; give it with --data DIR"
+            f"source {config.data.source!r} needs the folder of its photos; give it with "
+            "--data DIR (data.root)"
         )
     root = config.data.root.absolute()
     if not root.is_dir() and not config.data.download:

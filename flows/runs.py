@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from flows import locks
 from wsss_core.config import Config
@@ -25,6 +25,8 @@ from wsss_core.errors import InputError, StoreError
 from wsss_core.records import Manifest
 from wsss_core.store import write_atomically
 
+AS_ASKED, GOES_ON = ", as asked", "goes on as "
+"""End or beginning of the reason of a run that stopped because it was told to."""
 _RECORD, _LOCK, _LOG = "run.json", "lock", "run.log"
 _OURS = ("flows", "tasks", "wsss_core")  # Python's default level would drop what they note
 
@@ -156,6 +158,13 @@ class Run(BaseModel):
     prefect_url: str | None = None
     mlflow_run: str | None = None
     mlflow_url: str | None = None
+    _finished: list[Round] | None = PrivateAttr(None)
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether it came to where it was told to stop, or goes on under another name."""
+        ends = self.reason.startswith(GOES_ON) or self.reason.endswith(AS_ASKED)
+        return self.status == "stopped" and ends
 
     def start_round(self, number: int) -> None:
         """A fresh record of a round in the place of a former one."""
@@ -175,7 +184,15 @@ class Run(BaseModel):
         if (manifest.stage, manifest.key) not in known:
             target.seconds = round(target.seconds + manifest.seconds, 3)
         target.manifests[label] = manifest
-        target.former.pop(label, None)
+        before = target.former.pop(label, None)
+        if before is None or before.digest != manifest.digest:
+            self._finished = None
+
+    def restore(self) -> None:
+        """Be finished again, if it was before this start and this start made nothing else."""
+        if self._finished is not None:
+            self.status, self.reason, self.under_way = "finished", "", None
+            self.rounds = self._finished
 
     def finish(self) -> None:
         """Leave nothing open: every stage of every round was come to."""
@@ -228,6 +245,8 @@ def open_run(home: Path, name: str, config: Config, data: Manifest, truth: Manif
         rounds=[] if former is None else former.rounds,
         started_ms=time.time_ns() // 1_000_000,
     )
+    if former is not None and former.status == "finished":
+        run._finished = [entry.model_copy(deep=True) for entry in former.rounds]
     save_run(home, run)
     return run
 
@@ -236,6 +255,8 @@ def close_run(home: Path, run: Run) -> None:
     """Write down how a run ended; `running` becomes `finished`."""
     if run.status == "running":
         run.finish()
+    elif run.status == "stopped":
+        run.restore()
     run.finished_ms = time.time_ns() // 1_000_000
     save_run(home, run)
 

@@ -163,6 +163,7 @@ def _find_prefect(home: Path) -> Server | None:
     if links is None:
         return None
     server = Server(links["prefect"], "/api/health")
+    os.environ.setdefault("CONTA_MLFLOW_PAGES", links["mlflow"])
     _point_prefect(server)
     return server
 

@@ -32,8 +32,9 @@ class Stop:
 
 
 def list_unfinished(home: Path) -> list[Stop]:
-    """The unfinished runs of a home, the latest started first."""
-    return [describe_stop(home, run) for run in runs.list_runs(home) if run.status != "finished"]
+    """The runs of a home that did not come to their end, the latest started first."""
+    known = runs.list_runs(home)
+    return [describe_stop(home, r) for r in known if r.status != "finished" and not r.as_asked]
 
 
 def describe_stop(home: Path, run: Run) -> Stop:
@@ -84,10 +85,11 @@ def describe_place(home: Path, run: Run) -> str:
 
 def unfinished_table(home: Path) -> str:
     """One line a run, and how to go on."""
-    stops = list_unfinished(home)
+    stops, known = list_unfinished(home), runs.list_runs(home)
+    asked = sum(run.as_asked for run in known)
     if not stops:
-        some = bool(runs.list_runs(home))
-        return f"every run in {home} is finished" if some else runs.say_no_runs(home)
+        rest = f", {asked} of them where they were told to stop" if asked else ""
+        return f"every run in {home} is finished{rest}" if known else runs.say_no_runs(home)
     cells = [(s.name, s.state, s.where, f"{_clock(s.when_s)}  {s.why}") for s in stops]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

@@ -37,6 +37,7 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.entities import Run as MlflowRun
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
@@ -343,9 +344,18 @@ def fetch_champion(into: Path) -> Champion | None:
 def _find_version(client: mlflow.MlflowClient, candidate: Candidate) -> str | None:
     asked = candidate.tags().items()
     for version in client.search_model_versions(f"name = '{MODEL}'"):
-        if asked <= version.tags.items():
+        if asked <= version.tags.items() and _has_files(client, version):
             return str(version.version)
     return None
+
+
+def _has_files(client: mlflow.MlflowClient, version: ModelVersion) -> bool:
+    """Whether a version's files are where its record says: a restored backup may be without."""
+    with contextlib.suppress(*FAULTS):
+        model = client.get_logged_model(str(version.source).removeprefix("models:/"))
+        place = model.artifact_location
+        return bool(mlflow.artifacts.list_artifacts(artifact_uri=f"{place}/artifacts/{MODEL}"))
+    return False
 
 
 def _register(
@@ -418,14 +428,14 @@ def _log_files(
 
 def keep_page(run_ids: Sequence[str], page: Path) -> str | None:
     """Keep a page with parent runs, below `compare/`; returns what went wrong, if anything did."""
-    try:
-        make_database(mlflow.get_tracking_uri())
-        client = mlflow.MlflowClient()
-        for run_id in run_ids:
-            client.log_artifact(run_id, str(page), "compare")
-    except FAULTS as error:
-        return str(error).partition("\n")[0]
-    return None
+    problem = None
+    for run_id in run_ids:
+        try:
+            make_database(mlflow.get_tracking_uri())
+            mlflow.MlflowClient().log_artifact(run_id, str(page), "compare")
+        except FAULTS as error:  # somebody may have deleted this one
+            problem = str(error).partition("\n")[0]
+    return problem
 
 
 def close_dead(experiment: str, name: str, ended_ms: int) -> bool:
@@ -482,4 +492,5 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _clean(name: str) -> str:
     """A name that MLflow takes for a metric; class names may hold anything."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+    parts = re.sub(r"[^\w\-. :/]", "_", name).split("/")  # each a folder's name to MLflow
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -57,10 +58,9 @@ class ConsoleRecorder:
         left = (now - started) * (total - done) / done if done else 0.0
         line = f"  {what} {done}/{total}" + (f", {left:.0f} s left" if 0 < done < total else "")
         if self._terminal:
-            sys.stderr.write(f"\r\x1b[2K{line}" + ("\n" if done >= total else ""))
+            _write(f"\r\x1b[2K{line}" + ("\n" if done >= total else ""))
         else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+            _write(line + "\n")
         if done >= total:
             self._started.pop(what, None)
 
@@ -73,7 +73,10 @@ class ConsoleRecorder:
 
     def note(self, message: str) -> None:
         """Print the line."""
-        if self._terminal:
-            sys.stderr.write("\r\x1b[2K")
-        sys.stderr.write(message + "\n")
+        _write(("\r\x1b[2K" if self._terminal else "") + message + "\n")
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed ends no run
+        sys.stderr.write(text)
         sys.stderr.flush()

@@ -31,7 +31,7 @@ def test_check_data__counts(tmp_path):
         ["photos", "4", "1"],
         ["masks", "4", "1"],
     ]
-    assert lines[5].split() == ["dog", "3", "1", "0"]
+    assert lines[5].split() == ["2", "dog", "3", "1", "0"]
     assert "company in train: cat+dog 3, cat+sofa 1, dog+sofa 1" in lines
     assert lines[-1] == "faults: 0, warnings: 2"
 
@@ -62,6 +62,7 @@ def test_check_data__other_warnings(tmp_path):
     save_photo(root / "new.jpg")
     save_photo(root / ".conta" / "panel.png")
     write_mask(root / "masks" / "b.png", np.zeros((7, 10), np.uint8))
+    write_mask(root / "masks" / "c.png", np.zeros((8, 10), np.uint8))  # its photo is in sub/
     report = check(root)
     assert report.faults == ()
     assert report.warnings == (
@@ -70,6 +71,8 @@ def test_check_data__other_warnings(tmp_path):
         "photos",
         "1 of the 2 photos of 'train' have no mask; scores leave them out",
         "1 of the 2 photos of 'val' have no mask; scores leave them out",
+        "1 masks belong to no photo; a mask has its photo's name and subfolder, and ends in .png: "
+        "masks/c.png",
         f"1 photos have no row in {root / 'tags.csv'} and are not used: new.jpg",
     )
 

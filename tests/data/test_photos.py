@@ -1,12 +1,17 @@
 """A folder with `tags.csv`, and each way to write one wrongly."""
 
+import unicodedata
+
+import numpy as np
 import pytest
 
 from tests.data.samples import make_folder, save_photo
 from wsss_core.config import DataConfig
+from wsss_core.data.images import write_mask
 from wsss_core.data.labels import read_labels, read_tag_table
 from wsss_core.data.photos import read_photos
 from wsss_core.data.source import read_source
+from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError
 from wsss_core.observe import SilentRecorder
 
@@ -47,6 +52,19 @@ def test_read_photos__label_list_sets_the_order(tmp_path):
 def test_read_photos__folders_below_are_part_of_the_id(tmp_path):
     dataset = read_photos(CONFIG, make_folder(tmp_path, {"x/a.jpg": "cat", "./y/a.jpg": "cat"}))
     assert ids(dataset) == {"train": ["x/a", "y/a"]}
+
+
+@pytest.mark.parametrize(("table", "disk"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_read_photos__a_mac_writes_umlauts_in_two_characters(tmp_path, table, disk):
+    row, tag = (unicodedata.normalize(table, text) for text in ("Größe.jpg", "Bär"))
+    save_photo(tmp_path / unicodedata.normalize(disk, "Größe.jpg"))
+    (tmp_path / "tags.csv").write_text(f"filename,tags\n{row},{tag}\n")
+    dataset = read_photos(DataConfig(source="photos"), tmp_path)
+    assert dataset.classes == ("Bär",)
+    assert dataset.splits["train"][0].id == "Größe"
+    mask = tmp_path / "masks" / unicodedata.normalize(disk, "Größe.png")
+    write_mask(mask, np.zeros((6, 10), np.uint8))
+    assert TruthMasks.of(tmp_path).path("Größe").is_file()
 
 
 def test_read_photos__spreadsheet_file(tmp_path):

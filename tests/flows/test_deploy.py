@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
 from flows import deploy, environment, gpu, launch, servers
+from flows.environment import locate_data
 from wsss_core.config import parse_config
 from wsss_core.errors import InputError
 
@@ -57,6 +58,16 @@ def test_make_deployment__form_shows_the_settings_and_bad_values_are_named(home,
 
 
 @pytest.mark.flow
+def test_locate_data__folders_of_seeds_and_masks(tmp_path, monkeypatch):
+    (tmp_path / "pseudo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = parse_config({"expansion": {"method": "folder", "folder": "pseudo"}})
+    assert locate_data(config).expansion.folder == tmp_path / "pseudo"
+    config = parse_config({"seeds": {"method": "folder", "folder": "gone"}})
+    with pytest.raises(InputError, match=r"seeds\.folder: no folder at .*gone"):
+        locate_data(config)
+
+
 def test_watch_for_dead_machines__once(home):
     deploy.watch_for_dead_machines()
     deploy.watch_for_dead_machines()
@@ -105,6 +116,28 @@ def test_serve_recipes__wrong_use(tmp_path, conta_flow):
         deploy.serve_recipes(conta_flow, [RECIPE] * 2, home=tmp_path, cron=None, say=print)
     with pytest.raises(InputError, match="--cron 'at night' is no schedule; write minute"):
         deploy.serve_recipes(conta_flow, [RECIPE], home=tmp_path, cron="at night", say=print)
+
+
+def test_serve_recipes__waits_for_a_server_that_went_away(home, conta_flow, monkeypatch):
+    ends = [ExceptionGroup("", [RuntimeError("Service exceeded error threshold.")]), None]
+    answers, lines = [False, False, True], []
+
+    def serve(*made, **_options):
+        assert len(made) == 1
+        end = ends.pop(0)
+        if end is not None:
+            raise end
+
+    monkeypatch.setattr(deploy, "serve", serve)
+    monkeypatch.setattr(deploy, "_answers", lambda: answers.pop(0))
+    monkeypatch.setattr(deploy, "_LOOK_S", 0)
+    deploy.serve_recipes(conta_flow, [RECIPE], home=home, cron=None, say=lines.append)
+    assert lines[-2].startswith("Prefect's server does not answer.")
+    assert (lines[-1], ends, answers) == ("Prefect's server is back: served as before", [], [])
+    ends.append(RuntimeError("a fault of ours"))
+    answers.append(True)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        deploy.serve_recipes(conta_flow, [RECIPE], home=home, cron=None, say=lines.append)
 
 
 @pytest.mark.usefixtures("clean_environment")

@@ -81,6 +81,27 @@ def test_start_round__what_the_start_before_made_is_not_forgotten():
     assert not run.rounds[0].former
 
 
+@pytest.mark.parametrize(("digest_of", "status"), [("k", "finished"), ("other", "stopped")])
+def test_close_run__a_finished_run_that_only_looked_again_stays_finished(
+    tmp_path, digest_of, status
+):
+    data = manifest("scenes")
+    run = runs.open_run(tmp_path, "r", Config(), data, None)
+    run.start_round(0)
+    run.keep(0, "cams", manifest("cams"))
+    run.keep(0, "masks", manifest("masks", miou=0.5))
+    runs.close_run(tmp_path, run)
+    again = runs.open_run(tmp_path, "r", Config(), data, None)
+    again.start_round(0)
+    again.keep(0, "cams", manifest("cams", digest_of))
+    again.status, again.reason = "stopped", "after cams, as asked"
+    runs.close_run(tmp_path, again)
+    found = runs.read_run(tmp_path, "r")
+    assert found.status == status
+    assert ("masks" in found.rounds[0].manifests) == (status == "finished")
+    assert found.as_asked == (status == "stopped")
+
+
 def test_find_run__names_beginnings_and_latest(tmp_path):
     with pytest.raises(InputError, match="no run in"):
         runs.find_run(tmp_path, "latest")

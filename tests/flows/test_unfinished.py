@@ -51,3 +51,14 @@ def test_list_unfinished__where_when_and_why(tmp_path, save):
 def test_unfinished_table__nothing_to_do(tmp_path, save):
     save("done-1", 1, status="finished")
     assert unfinished_table(tmp_path) == f"every run in {tmp_path} is finished"
+
+
+@pytest.mark.parametrize("reason", ["after masks, as asked", "goes on as toy-2 with threshold 0.3"])
+def test_list_unfinished__leaves_out_what_stopped_where_it_was_told_to(tmp_path, save, reason):
+    save("asked-1", 1, status="stopped", reason=reason)
+    assert list_unfinished(tmp_path) == []
+    assert unfinished_table(tmp_path).endswith(
+        "is finished, 1 of them where they were told to stop"
+    )
+    save("cut-1", 1, status="stopped", reason="KeyboardInterrupt")
+    assert [stop.name for stop in list_unfinished(tmp_path)] == ["cut-1"]

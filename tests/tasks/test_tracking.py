@@ -5,9 +5,18 @@ import shutil
 
 import mlflow
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 from PIL import Image
 
-from tasks.tracking import Candidate, Tracker, close_dead, fetch_champion, keep_page, promote
+from tasks.tracking import (
+    Candidate,
+    Tracker,
+    _clean,
+    close_dead,
+    fetch_champion,
+    keep_page,
+    promote,
+)
 from wsss_core.config import parse_config
 from wsss_core.errors import ContaError
 from wsss_core.records import Manifest
@@ -69,7 +78,7 @@ def test_tracker__copying_thrice_changes_nothing(home):
     assert [
         (p.step, p.value, p.timestamp) for p in client.get_metric_history(parent, "cam/miou")
     ] == [(0, 0.5, 1000)]
-    assert client.get_metric_history(parent, "cam/iou/it_s _")[0].value == 0.1
+    assert client.get_metric_history(parent, "cam/iou/it_s é")[0].value == 0.1
     images = [file.path for file in client.list_artifacts(parent, "images")]
     assert sum(path.endswith(".png") for path in images) == 1
     text = (home / "mlartifacts" / "toy" / parent / "artifacts" / "config.yaml").read_text()
@@ -244,6 +253,24 @@ def test_promote__registers_once_and_links_what_belongs_to_it(home, tmp_path):
     champion = fetch_champion(tmp_path / "again")
     assert (champion.version, champion.run, champion.round) == ("1", "toy-1", "1")
     assert (champion.folder / "weights").read_bytes() == b"w"
+    shutil.rmtree(home / "mlartifacts")  # as in a backup of the databases alone
+    assert promote(first, write_model) == "3"
+    assert (fetch_champion(tmp_path / "restored").folder / "weights").read_bytes() == b"w"
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("seg_val/iou/Bär", "seg_val/iou/Bär"),
+        ("seg_val/iou/猫", "seg_val/iou/猫"),
+        ("seg_val/iou/a//b", "seg_val/iou/a/_/b"),
+        ("seg_val/iou/../x", "seg_val/iou/_/x"),
+        ("seg_val/iou/c+", "seg_val/iou/c_"),
+    ],
+)
+def test_clean__is_what_mlflow_takes_and_keeps_classes_apart(name, clean):
+    assert _clean(name) == clean
+    _validate_metric_name(clean)
 
 
 def test_promote__fails_in_one_line_and_leaves_the_champion(home, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class DataReport:
     def lines(self) -> list[str]:
         """The report as text for a terminal."""
         splits = list(self.num_photos)
-        width = max((len(name) for name in (*self.classes, "masks")), default=0)
+        labels = [f"{label} {name}" for label, name in enumerate(self.classes, start=1)]
+        width = max((len(name) for name in (*labels, "masks")), default=0)
         columns = [*splits, "alone"]
 
         def row(name: str, numbers: Sequence[object]) -> str:
@@ -63,10 +65,10 @@ class DataReport:
         lines += [row("masks", list(self.num_masks.values()))]
         lines += [
             row(
-                name,
+                label,
                 [*(self.tagged[split].get(name, 0) for split in splits), self.alone.get(name, 0)],
             )
-            for name in self.classes
+            for label, name in zip(labels, self.classes, strict=True)
         ]
         pairs = sorted(self.company.items(), key=lambda item: (-item[1], item[0]))
         if pairs:
@@ -112,6 +114,7 @@ def check_data(config: DataConfig, root: Path, recorder: Recorder) -> DataReport
         *_warn_of_case(names),
         *find_overlaps(dataset),
         *_warn_of_masks(dataset, num_masks),
+        *_warn_of_stray_masks(config, truth, photos),
         *_warn_of_untagged(config, root),
     ]
     return DataReport(
@@ -184,6 +187,31 @@ def _warn_of_masks(dataset: Dataset, num_masks: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _warn_of_stray_masks(
+    config: DataConfig, truth: TruthMasks, photos: Sequence[TaggedPhoto]
+) -> list[str]:
+    """Files beside a person's photos that look like masks and are none of theirs."""
+    if config.source != "photos":  # VOC has masks of photos that are on no list
+        return []
+    used = {truth.path(photo.id) for photo in photos}
+    stray = sorted(
+        path.relative_to(folder.parent).as_posix()
+        for folder in truth.folders
+        for path in folder.rglob("*")
+        if path.is_file() and path not in used and not path.name.startswith(".")
+    )
+    if not stray:
+        return []
+    return [
+        f"{len(stray)} masks belong to no photo; a mask has its photo's name and subfolder, and "
+        f"ends in .png: {_name_some(stray)}"
+    ]
+
+
+def _name_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
 def _warn_of_untagged(config: DataConfig, root: Path) -> list[str]:
     """Pictures in a person's folder that the tag table does not name."""
     if config.source != "photos":
@@ -200,8 +228,8 @@ def _warn_of_untagged(config: DataConfig, root: Path) -> list[str]:
         for file in files
         if file.parts[0] != "masks" and not any(part.startswith(".") for part in file.parts)
     )
-    untagged = [file for file in rest if file not in named]
+    untagged = [file for file in rest if unicodedata.normalize("NFC", file) not in named]
     if not untagged:
         return []
-    shown = ", ".join(untagged[:_NAMED]) + (", ..." if len(untagged) > _NAMED else "")
+    shown = _name_some(untagged)
     return [f"{len(untagged)} photos have no row in {tags} and are not used: {shown}"]

@@ -11,6 +11,7 @@ import csv
 import difflib
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -193,10 +194,20 @@ def is_safe(filename: str, *, where: str, fault: Fault) -> bool:
     return True
 
 
+def find_file(root: Path, name: str) -> Path:
+    """`name` below a folder, in whichever Unicode form the file has its name there."""
+    for form in ("NFC", "NFD"):
+        path = root / unicodedata.normalize(form, name)
+        if path.is_file():
+            return path
+    return root / name
+
+
 def _read_text(path: Path, *, fault: Fault) -> str | None:
     """The text of a file, without the mark that spreadsheets put first; None after a fault."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        # a Mac writes an umlaut as two characters, and tags are compared
+        return unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         fault(f"{path} does not exist; write it, or name another file")
     except UnicodeDecodeError:

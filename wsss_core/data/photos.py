@@ -16,6 +16,7 @@ from wsss_core.data.labels import (
     Fault,
     TagRow,
     check_class_count,
+    find_file,
     number_tags,
     read_labels,
     read_list,
@@ -44,8 +45,9 @@ def read_photos(config: DataConfig, root: Path, *, fault: Fault = refuse) -> Dat
                 f"{row.where}: {row.filename!r} has no tag; write what is in it, or delete the row"
             )
         tags = number_tags(row.names, classes=classes, where=row.where, fault=fault)
-        if (root / row.filename).is_file():
-            photos[row.id] = TaggedPhoto(row.id, root / row.filename, tags)
+        path = find_file(root, row.filename)
+        if path.is_file():
+            photos[row.id] = TaggedPhoto(row.id, path, tags)
         else:
             fault(f"{row.where}: no photo {row.filename!r} in {root}; add it, or delete the row")
     lists = _read_lists(config, root, rows, fault=fault)

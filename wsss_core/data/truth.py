@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wsss_core.data.images import read_mask
+from wsss_core.data.labels import find_file
 from wsss_core.data.voc import find_devkit
 from wsss_core.errors import DataError
 from wsss_core.records import IGNORE_INDEX
@@ -35,7 +36,7 @@ class TruthMasks:
 
     def path(self, photo_id: str) -> Path | None:
         """The mask file of a photo; None if it has none."""
-        paths = (folder / f"{photo_id}.png" for folder in self.folders)
+        paths = (find_file(folder, f"{photo_id}.png") for folder in self.folders)
         return next((path for path in paths if path.is_file()), None)
 
     def read(

@@ -33,7 +33,8 @@ def index_data(config: Config, work: Workspace) -> Manifest:
     root = work.photos_root
     if root is None:
         raise InputError(
-            f"source {config.data.source!r} needs the folder of its photos; give it with --data DIR"
+            f"source {config.data.source!r} needs the folder of its photos; give it with "
+            "--data DIR (data.root)"
         )
     dataset = read_source(config.data, root, work.recorder)
     photos = unique_photos(dataset)

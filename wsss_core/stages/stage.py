@@ -63,7 +63,7 @@ class Workspace:
             return self.folder(data)
         if self.photos_root is None:
             raise InputError(
-                "this data set needs the folder of its photos; give it with --data DIR"
+                "this data set needs the folder of its photos; give it with --data DIR (data.root)"
             )
         return self.photos_root
 
