@@ -19,6 +19,8 @@ import logging
 import os
 import re
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +83,7 @@ class Tracker:
         self._panels = config.tracking.panels == "all"
         self._name, self._note = name, note
         self._children: dict[int, MlflowRun] = {}
-        self._failed = False
+        self._failed = self._no_files = False
         self._try(self._open, config, home)
 
     def describe(self, config: Config, data: Manifest, tags: Mapping[str, str]) -> None:
@@ -117,6 +119,16 @@ class Tracker:
             reason = str(error).partition("\n")[0]
             self._note(f"MLflow failed ({reason}); the run goes on, and its next start catches up")
 
+    def _file(self, call: Callable[..., None], *args: Any) -> None:
+        """Scores are worth having where a folder takes no files, as after a home was moved."""
+        if self._no_files:
+            return
+        try:
+            call(*args)
+        except OSError as error:
+            self._no_files = True
+            self._note(f"MLflow has the scores of this run and not its pictures ({error})")
+
     def _open(self, config: Config, home: Path) -> None:
         # in a worker; MLflow's default is its current folder
         if not mlflow.is_tracking_uri_set():  # type: ignore[no-untyped-call]
@@ -146,20 +158,26 @@ class Tracker:
     def _find_experiment(self, name: str, home: Path) -> str:
         local = not mlflow.get_tracking_uri().startswith("http")
         found = self._client.get_experiment_by_name(name)
+        folder = home / "mlartifacts" / name
         if found is None:
-            place = (home / "mlartifacts" / name).as_uri() if local else None
+            place = folder.as_uri() if local else None
             try:
                 return str(self._client.create_experiment(name, artifact_location=place))
             except MlflowException:  # another run has just made it
                 found = self._client.get_experiment_by_name(name)
                 if found is None:
                     raise
+        if local and _is_elsewhere(found.artifact_location, folder):
+            self._note(
+                f"MLflow keeps pictures and models of experiment {name} where it was made, "
+                f"{found.artifact_location}; move the home back there, or rename the recipe"
+            )
         return str(found.experiment_id)
 
     def _describe(self, config: Config, data: Manifest, tags: Mapping[str, str]) -> None:
         tree = config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False)
-        self._client.log_text(self.run_id, text, "config.yaml")
+        self._file(self._client.log_text, self.run_id, text, "config.yaml")
         # these may differ between two starts of a run, and MLflow lets no parameter change
         for name in ("rounds", "runtime", "tracking", "review"):
             tree.pop(name)
@@ -199,7 +217,7 @@ class Tracker:
         self._log_points(child.info.run_id, curves)
         if self._panels and manifest.stage in PICTURES:
             for picture in sorted(folder.glob(PICTURES[manifest.stage])):
-                self._show(picture, number, at)
+                self._file(self._show, picture, number, at)
         self._client.set_tag(child.info.run_id, tag, manifest.key)
         child.data.tags[tag] = manifest.key
 
@@ -480,6 +498,16 @@ def make_database(uri: str) -> None:
             unfinished.unlink(missing_ok=True)
             mlflow.MlflowClient(f"{_SQLITE}{unfinished}").search_experiments(max_results=1)
             unfinished.rename(path)
+
+
+def _is_elsewhere(location: str, folder: Path) -> bool:
+    """Whether a local address names another folder."""
+    address = urllib.parse.urlparse(location)
+    if address.scheme not in ("", "file"):
+        return False
+    place = Path(urllib.request.url2pathname(address.path))
+    same = place.exists() and folder.exists() and place.samefile(folder)  # by a link, say
+    return place != folder and not same
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -181,6 +181,29 @@ def test_tracker__fails_once_and_is_silent(tmp_path, home):
     assert tracker.run_id == tracker.url == ""
 
 
+def test_tracker__in_a_home_that_was_moved_logs_scores_and_says_where_files_go(home):
+    first = open_tracker(home, [])
+    moved, notes = home.with_name(f"{home.name} mövéd"), []
+    home.rename(moved)
+    mlflow.set_tracking_uri(f"sqlite:///{moved / 'mlflow.db'}")
+    home.touch()  # so that the old place cannot come again
+    tracker = open_tracker(moved, notes)
+    tracker.sync(0, "score_cams", scored(**{"cam/miou": 0.5}), moved)
+    (point,) = mlflow.MlflowClient().get_metric_history(first.run_id, "cam/miou")
+    assert point.value == 0.5
+    assert len(notes) == 2
+    assert re.match(
+        r"MLflow keeps pictures and models of experiment toy where .*home.*; ", notes[0]
+    )
+    assert notes[1].startswith("MLflow has the scores of this run and not its pictures (")
+    quiet = []
+    home.unlink()
+    moved.rename(home)
+    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+    open_tracker(home, quiet)
+    assert quiet == []
+
+
 def test_tracker__that_fails_under_way_says_so_once_and_still_ends_its_run(home, monkeypatch):
     notes, client = [], mlflow.MlflowClient()
     tracker = open_tracker(home, notes)
