@@ -168,6 +168,9 @@ class Computing:
         config = config or self._config
         data = self._data.behind(inputs)
         key = stage_of(task).key(config, data=data, **inputs)
+        former = self._run.rounds[self._round].former.get(label)
+        if former is None or former.key != key or not self._work.store.peek(former.stage, key):
+            self._run.go_beyond()
         place = UnderWay(round=self._round, label=label, stage=task.name, key=key)
         self._run.under_way = place
         runs.save_run(self._work.home, self._run)
@@ -203,6 +206,7 @@ class Computing:
         """
         review, following = entry.review, entry.round + 1
         if not (review.goes_on or following in config.threshold_changes):
+            self._run.go_beyond()
             self._run.status = "stopped"
             self._run.reason = f"waits for a review of round {entry.round}"
             runs.save_run(self._work.home, self._run)
@@ -214,6 +218,7 @@ class Computing:
             if not review.goes_on:
                 raise _StoppedError(f"after round {entry.round}, by who reviewed it")
         if review.threshold is not None:
+            self._run.go_beyond()
             raise ChangedError(following, review.threshold)
 
     def _keep(self, label: str, made: Manifest, *, computed: bool) -> None:

@@ -73,19 +73,27 @@ def serve_recipes(
     while True:
         try:
             serve(*made, pause_on_shutdown=False, print_starting_message=False, limit=1)
-        except (httpx.HTTPError, ExceptionGroup, RuntimeError):  # its polling gave up
-            if _answers():
+        except (httpx.HTTPError, ExceptionGroup, RuntimeError) as error:
+            if not _lost_the_server(error):
                 raise
             say(
                 "Prefect's server does not answer. A run that was at work has ended, its epochs "
                 "are kept; this goes on as soon as the server is back"
             )
+            time.sleep(_LOOK_S)
             while not _answers():
                 time.sleep(_LOOK_S)
             say("Prefect's server is back: served as before")
             made = make()
         else:
             return
+
+
+def _lost_the_server(error: Exception) -> bool:
+    """Whether Prefect's runner ended because its server did not answer."""
+    if isinstance(error, ExceptionGroup):
+        return any(map(_lost_the_server, error.exceptions))
+    return isinstance(error, httpx.HTTPError) or "error threshold" in str(error)
 
 
 def _answers() -> bool:

@@ -101,7 +101,7 @@ def write_exports(variables: Mapping[str, str]) -> list[str]:
 
 
 def locate_data(config: Config) -> Config:
-    """The settings with absolute folders.
+    """The settings with an absolute `data.root`; the folders of seeds and masks are looked for.
 
     Raises:
         InputError: If there is no such folder, or none was given where one is needed.
@@ -109,13 +109,12 @@ def locate_data(config: Config) -> Config:
     from wsss_core.errors import InputError
 
     for group in ("seeds", "expansion"):
-        settings = getattr(config, group)
-        if settings.folder is not None:
-            folder = settings.folder.absolute()
-            if not folder.is_dir():
-                raise InputError(f"{group}.folder: no folder at {folder}")
-            changed = settings.model_copy(update={"folder": folder})
-            config = config.model_copy(update={group: changed})
+        folder = getattr(config, group).folder
+        if folder is not None and not folder.is_dir():
+            raise InputError(
+                f"{group}.folder: no folder at {folder.absolute()}; start from the folder that "
+                f"{folder} is in, or give its whole path"
+            )
     if config.data.source == "scenes":
         return config
     if config.data.root is None:

@@ -147,8 +147,10 @@ def check_data(config: Config, dataset: Dataset) -> None:
             another's.
     """
     core_labels(config.data.core_classes, names=[BACKGROUND, *dataset.classes])
-    for split, photos in dataset.splits.items():
-        if config.causal.context == "shuffled_photo" and len(photos) == 1:
+    if config.causal.context != "shuffled_photo" or not config.rounds:
+        return
+    for split in ("train", *config.data.val[:1]):
+        if len(dataset.splits.get(split, ())) == 1:
             raise SettingsError(
                 f"causal.context 'shuffled_photo' needs another photo, but list {split!r} has one; "
                 "add photos, or choose another context"

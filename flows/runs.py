@@ -184,12 +184,14 @@ class Run(BaseModel):
         if (manifest.stage, manifest.key) not in known:
             target.seconds = round(target.seconds + manifest.seconds, 3)
         target.manifests[label] = manifest
-        before = target.former.pop(label, None)
-        if before is None or before.digest != manifest.digest:
-            self._finished = None
+        target.former.pop(label, None)
+
+    def go_beyond(self) -> None:
+        """Know that this start does what the one that finished had not done."""
+        self._finished = None
 
     def restore(self) -> None:
-        """Be finished again, if it was before this start and this start made nothing else."""
+        """Be finished again, if it was before this start and this start only looked it through."""
         if self._finished is not None:
             self.status, self.reason, self.under_way = "finished", "", None
             self.rounds = self._finished
@@ -245,7 +247,8 @@ def open_run(home: Path, name: str, config: Config, data: Manifest, truth: Manif
         rounds=[] if former is None else former.rounds,
         started_ms=time.time_ns() // 1_000_000,
     )
-    if former is not None and former.status == "finished":
+    same = former is not None and former.config.get("rounds") == config.rounds
+    if former is not None and same and former.status == "finished":
         run._finished = [entry.model_copy(deep=True) for entry in former.rounds]
     save_run(home, run)
     return run

@@ -218,6 +218,8 @@ class Tracker:
         if self._panels and manifest.stage in PICTURES:
             for picture in sorted(folder.glob(PICTURES[manifest.stage])):
                 self._file(self._show, picture, number, at)
+        if self._no_files and manifest.stage in PICTURES:
+            return  # the next start tries again
         self._client.set_tag(child.info.run_id, tag, manifest.key)
         child.data.tags[tag] = manifest.key
 

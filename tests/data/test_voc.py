@@ -6,6 +6,7 @@ from tests.data.samples import RecordingRecorder, make_devkit, save_photo
 from wsss_core.config import DataConfig
 from wsss_core.data.labels import VOC_CLASSES
 from wsss_core.data.source import detect_source, read_source
+from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError
 
 TAGS = {"p2": "dog", "p1": "cat dog", "p3": "sofa cat", "p4": "cat"}
@@ -54,6 +55,16 @@ def test_read_voc__xml_when_asked_beside_a_csv(tmp_path):
     (tmp_path / "image_tags.csv").write_text("filename,tags\np1.jpg,sofa\np2.jpg,sofa\n")
     assert tags_of(read(tmp_path))["train"] == {"p1": (2,)}
     assert tags_of(read(tmp_path, tags="Annotations"))["train"] == {"p1": (0, 1)}
+
+
+@pytest.mark.parametrize("xml", [True, False])
+def test_read_voc__umlauts_in_two_characters(tmp_path, xml):
+    two = "u\u0308"
+    tags = {f"Gr{two}n": f"B{two}r cat", "v": "cat"}
+    make_devkit(tmp_path, tags, train=[f"Gr{two}n"], val=["v"], labels=(f"B{two}r", "cat"), xml=xml)
+    (photo,) = read(tmp_path).splits["train"]
+    assert (photo.id, photo.tags) == ("Grün", (0, 1))
+    assert TruthMasks.of(tmp_path).path(photo.id).is_file()
 
 
 def test_read_voc__objects_off_the_label_list_do_not_count(tmp_path):

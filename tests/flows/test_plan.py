@@ -79,6 +79,7 @@ def test_check__before_anything_is_computed(tree, message):
 
     check(Config())
     check(parse_config({"segmenter": {"backbone": "resnet50"}}))
+    check(parse_config({"causal": {"context": "shuffled_photo"}, "rounds": 0}))
     with pytest.raises(ContaError) as caught:
         check(parse_config(tree))
     assert str(caught.value).startswith(message)

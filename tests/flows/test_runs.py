@@ -81,19 +81,24 @@ def test_start_round__what_the_start_before_made_is_not_forgotten():
     assert not run.rounds[0].former
 
 
-@pytest.mark.parametrize(("digest_of", "status"), [("k", "finished"), ("other", "stopped")])
+@pytest.mark.parametrize(
+    ("rounds", "beyond", "status"),
+    [(2, False, "finished"), (2, True, "stopped"), (3, False, "stopped")],
+)
 def test_close_run__a_finished_run_that_only_looked_again_stays_finished(
-    tmp_path, digest_of, status
+    tmp_path, rounds, beyond, status
 ):
     data = manifest("scenes")
-    run = runs.open_run(tmp_path, "r", Config(), data, None)
+    run = runs.open_run(tmp_path, "r", Config(rounds=2), data, None)
     run.start_round(0)
     run.keep(0, "cams", manifest("cams"))
     run.keep(0, "masks", manifest("masks", miou=0.5))
     runs.close_run(tmp_path, run)
-    again = runs.open_run(tmp_path, "r", Config(), data, None)
+    again = runs.open_run(tmp_path, "r", Config(rounds=rounds), data, None)
     again.start_round(0)
-    again.keep(0, "cams", manifest("cams", digest_of))
+    again.keep(0, "cams", manifest("cams"))
+    if beyond:
+        again.go_beyond()
     again.status, again.reason = "stopped", "after cams, as asked"
     runs.close_run(tmp_path, again)
     found = runs.read_run(tmp_path, "r")

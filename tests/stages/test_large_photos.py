@@ -104,6 +104,9 @@ def test_adopted__masks_and_cams_of_the_photos_own_size(work, data, tmp_path):
     adopted = make_cams(config, work, data=data, classifier=None)
     cam = read_cam(work.folder(adopted) / "p2.npz")
     assert (cam.size, cam.cam.shape[1:]) == ((48, 64), (12, 16))
+    seen = {"method": "folder", "folder": str(work.folder(adopted))}
+    again = make_cams(settings(data__long_side_px=64, seeds=seen), work, data=data, classifier=None)
+    assert again.digest == adopted.digest
 
 
 @pytest.mark.parametrize(("suffix", "off"), [("png", 1.0), ("jpg", 6.0)])

@@ -189,6 +189,10 @@ def test_tracker__in_a_home_that_was_moved_logs_scores_and_says_where_files_go(h
     home.touch()  # so that the old place cannot come again
     tracker = open_tracker(moved, notes)
     tracker.sync(0, "score_cams", scored(**{"cam/miou": 0.5}), moved)
+    artifact = moved / "artifact"
+    artifact.mkdir()
+    Image.new("RGB", (8, 8)).save(artifact / "panel.png")
+    tracker.sync(0, "draw_panels", scored(stage="draw_panels"), artifact)
     (point,) = mlflow.MlflowClient().get_metric_history(first.run_id, "cam/miou")
     assert point.value == 0.5
     assert len(notes) == 2
@@ -200,8 +204,10 @@ def test_tracker__in_a_home_that_was_moved_logs_scores_and_says_where_files_go(h
     home.unlink()
     moved.rename(home)
     mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
-    open_tracker(home, quiet)
+    tracker = open_tracker(home, quiet)
+    tracker.sync(0, "draw_panels", scored(stage="draw_panels"), home / "artifact")
     assert quiet == []
+    assert mlflow.MlflowClient().list_artifacts(first.run_id, "images")
 
 
 def test_tracker__that_fails_under_way_says_so_once_and_still_ends_its_run(home, monkeypatch):

@@ -114,7 +114,7 @@ def check_data(config: DataConfig, root: Path, recorder: Recorder) -> DataReport
         *_warn_of_case(names),
         *find_overlaps(dataset),
         *_warn_of_masks(dataset, num_masks),
-        *_warn_of_stray_masks(config, truth, photos),
+        *_warn_of_stray_masks(config, root, truth),
         *_warn_of_untagged(config, root),
     ]
     return DataReport(
@@ -187,18 +187,17 @@ def _warn_of_masks(dataset: Dataset, num_masks: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _warn_of_stray_masks(
-    config: DataConfig, truth: TruthMasks, photos: Sequence[TaggedPhoto]
-) -> list[str]:
-    """Files beside a person's photos that look like masks and are none of theirs."""
+def _warn_of_stray_masks(config: DataConfig, root: Path, truth: TruthMasks) -> list[str]:
+    """Pictures beside a person's photos that look like masks and are of no tagged photo."""
     if config.source != "photos":  # VOC has masks of photos that are on no list
         return []
-    used = {truth.path(photo.id) for photo in photos}
+    rows = read_tag_table(root / (config.tags or TAGS_FILE), fault=lambda _: None)
+    used = {truth.path(row.id) for row in rows}
     stray = sorted(
         path.relative_to(folder.parent).as_posix()
         for folder in truth.folders
         for path in folder.rglob("*")
-        if path.is_file() and path not in used and not path.name.startswith(".")
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and path not in used
     )
     if not stray:
         return []

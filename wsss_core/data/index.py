@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wsss_core.data.document import INDEX_FILE
 from wsss_core.data.images import photo_size
 from wsss_core.data.labels import TRAIN
 from wsss_core.errors import DataError
 from wsss_core.observe import Recorder
 from wsss_core.records import Dataset, TaggedPhoto
 from wsss_core.store import file_sha256
-
-INDEX_FILE = "dataset.json"
 
 
 def hash_file(path: Path) -> str:
@@ -70,28 +69,13 @@ def keep_training(text: str) -> bytes:
     """A `dataset.json` with its training list alone."""
     document = json.loads(text)
     trained = document["splits"][TRAIN]
-    photos = [entry for entry in document["photos"] if entry["id"] in set(trained)]
+    known = set(trained)
+    photos = [entry for entry in document["photos"] if entry["id"] in known]
     return _encode(document | {"photos": photos, "splits": {TRAIN: trained}})
 
 
 def _encode(document: dict[str, Any]) -> bytes:
     return json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n"
-
-
-def read_dataset(text: str, root: Path) -> Dataset:
-    """What `index_dataset` wrote down, its files below `root`."""
-    document = json.loads(text)
-    photos = {
-        entry["id"]: TaggedPhoto(
-            entry["id"],
-            root / entry["file"],
-            tuple(entry["tags"]),
-            tuple(entry["seen_size"]) if "seen_size" in entry else None,
-        )
-        for entry in document["photos"]
-    }
-    splits = {name: tuple(photos[i] for i in ids) for name, ids in document["splits"].items()}
-    return Dataset(tuple(document["classes"]), splits)
 
 
 def write_index(folder: Path, dataset: Dataset, root: Path, recorder: Recorder) -> None:

@@ -195,12 +195,17 @@ def is_safe(filename: str, *, where: str, fault: Fault) -> bool:
 
 
 def find_file(root: Path, name: str) -> Path:
-    """`name` below a folder, in whichever Unicode form the file has its name there."""
+    """The file of a composed (NFC) name below a folder, whatever form its name has there."""
     for form in ("NFC", "NFD"):
         path = root / unicodedata.normalize(form, name)
         if path.is_file():
             return path
-    return root / name
+    folder = (root / name).parent
+    if name.isascii() or not folder.is_dir():
+        return root / name
+    wanted = unicodedata.normalize("NFC", Path(name).name)
+    same = (p for p in folder.iterdir() if unicodedata.normalize("NFC", p.name) == wanted)
+    return next(same, root / name)
 
 
 def _read_text(path: Path, *, fault: Fault) -> str | None:

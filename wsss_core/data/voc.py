@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from wsss_core.data.labels import (
     Fault,
     Listed,
     TagRow,
+    find_file,
     number_tags,
     photo_id,
     read_labels,
@@ -127,9 +129,10 @@ def _list_photos(folder: Path, *, fault: Fault) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in PICTURE_SUFFIXES or not path.is_file():
             continue
-        if path.stem in files:
-            fault(f"{path} and {files[path.stem].name} share the id {path.stem!r}; keep one")
-        files[path.stem] = path
+        photo = unicodedata.normalize("NFC", path.stem)  # as lists and tables are read
+        if photo in files:
+            fault(f"{path} and {files[photo].name} share the id {photo!r}; keep one")
+        files[photo] = path
     return files
 
 
@@ -194,7 +197,7 @@ def _read_annotations(
 ) -> dict[str, TagRow]:
     rows = {}
     for done, photo in enumerate(sorted(wanted), start=1):
-        path = folder / ANNOTATIONS / f"{photo}.xml"
+        path = find_file(folder / ANNOTATIONS, f"{photo}.xml")
         try:
             tree = ET.parse(path)  # noqa: S314  expat stops entity bombs since 2.4.1
         except FileNotFoundError:
@@ -206,7 +209,8 @@ def _read_annotations(
         else:
             # An object's parts (head, hand) have names too, one level deeper.
             names = dict.fromkeys(
-                (node.text or "").strip() for node in tree.iterfind("object/name")
+                unicodedata.normalize("NFC", node.text or "").strip()
+                for node in tree.iterfind("object/name")
             )
             known = tuple(name for name in names if name in classes)
             rows[photo] = TagRow(str(path), f"{photo}.jpg", known)

@@ -137,16 +137,16 @@ def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto], folder: Path) -> 
     for done, photo in enumerate(photos, start=1):
         path = folder / f"{photo.id}.npz"
         cam, size = read_cam(path), photo_size(photo.path)
-        if cam.size != size:
+        if cam.size not in (size, photo.seen_size):
             raise DataError(f"{path} is for a photo of {cam.size}, its photo is {size}")
-        if photo.seen_size is not None:
-            cells = resize_cam(cam.cam, seed_size(photo.seen_size))
-            cam = Cam(cam.classes, cells, photo.seen_size)
         if tuple(cam.classes) != photo.tags:
             raise DataError(
                 f"{path} holds classes {list(map(int, cam.classes))}; expected the photo's tags, "
                 f"ascending: {list(photo.tags)}"
             )
+        if photo.seen_size not in (None, cam.size) and len(cam.classes):
+            cells = resize_cam(cam.cam, seed_size(photo.seen_size))
+            cam = Cam(cam.classes, cells, photo.seen_size)
         write_cam(out / f"{photo.id}.npz", cam)
         job.work.recorder.progress("cams from folder", done, len(photos))
     return Measured()

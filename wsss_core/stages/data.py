@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wsss_core.config import Config
+from wsss_core.data.document import INDEX_FILE
 from wsss_core.data.images import photo_size, read_photo
-from wsss_core.data.index import INDEX_FILE, hash_file, index_dataset, keep_training, unique_photos
+from wsss_core.data.index import hash_file, index_dataset, keep_training, unique_photos
 from wsss_core.data.source import read_source
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError, InputError

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from wsss_core.data.document import INDEX_FILE
 from wsss_core.data.images import mask_at_size, read_mask, write_mask
-from wsss_core.data.index import INDEX_FILE
 from wsss_core.errors import InputError, StoreError
 from wsss_core.records import Manifest
 from wsss_core.stages.stage import Workspace

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from wsss_core.config import Config, RuntimeConfig
-from wsss_core.data.index import INDEX_FILE, read_dataset
+from wsss_core.data.document import INDEX_FILE, read_dataset
 from wsss_core.errors import InputError
 from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.records import Dataset, Manifest
