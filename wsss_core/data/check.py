@@ -135,9 +135,9 @@ def check_data(config: DataConfig, root: Path, recorder: Recorder) -> DataReport
 
 def _check_photo(photo: TaggedPhoto, truth: TruthMasks, *, num_classes: int) -> list[str]:
     try:
-        height, width, _ = read_photo(photo.path).shape
+        read_photo(photo.path)
         if truth.path(photo.id) is not None:
-            truth.read(photo.id, (height, width), num_classes=num_classes)
+            truth.read(photo, num_classes=num_classes)
     except DataError as error:
         return [str(error)]
     return []

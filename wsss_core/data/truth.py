@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from wsss_core.data.images import read_mask
+from wsss_core.data.images import mask_at_size, photo_size, read_mask
 from wsss_core.data.labels import find_file
 from wsss_core.data.voc import find_devkit
 from wsss_core.errors import DataError
-from wsss_core.records import IGNORE_INDEX
+from wsss_core.records import IGNORE_INDEX, TaggedPhoto
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,24 @@ class TruthMasks:
         paths = (find_file(folder, f"{photo_id}.png") for folder in self.folders)
         return next((path for path in paths if path.is_file()), None)
 
-    def read(
-        self, photo_id: str, size: tuple[int, int], *, num_classes: int
-    ) -> UInt8[np.ndarray, "h w"]:
-        """The labels of a photo's mask, 0..num_classes or 255.
+    def read(self, photo: TaggedPhoto, *, num_classes: int) -> UInt8[np.ndarray, "h w"]:
+        """The labels of a photo's mask, 0..num_classes or 255, at the size the photo is seen at.
 
         Args:
-            photo_id: The photo.
-            size: Its (height, width) as it is shown, which must be the mask's.
+            photo: The photo; its file's upright size must be the mask's.
             num_classes: Number of foreground classes.
 
         Raises:
             DataError: If there is no mask, or it is broken, of another size, or holds a label
                 beyond the classes.
         """
-        path = self.path(photo_id)
+        path = self.path(photo.id)
         if path is None:
             places = " or ".join(str(folder) for folder in self.folders)
             raise DataError(
-                f"no mask {photo_id}.png in {places}; add it, or take the photo off the list"
+                f"no mask {photo.id}.png in {places}; add it, or take the photo off the list"
             )
-        mask = read_mask(path)
+        mask, size = read_mask(path), photo_size(photo.path)
         if mask.shape != size:
             raise DataError(
                 f"{path} is {mask.shape[1]} x {mask.shape[0]} px, its photo {size[1]} x {size[0]} "
@@ -71,4 +68,4 @@ class TruthMasks:
                 f"{path} holds label {stray[0]}; expected 0..{num_classes} or {IGNORE_INDEX}: "
                 "check the label list"
             )
-        return mask
+        return mask_at_size(mask, photo.seen_size or size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wsss_core.config import Config
 from wsss_core.data.document import INDEX_FILE
-from wsss_core.data.images import photo_size, read_photo
+from wsss_core.data.images import read_photo
 from wsss_core.data.index import hash_file, index_dataset, keep_training, unique_photos
 from wsss_core.data.source import read_source
 from wsss_core.data.truth import TruthMasks
@@ -84,7 +84,7 @@ def index_truth(config: Config, work: Workspace, *, data: Manifest) -> Manifest 
         size = len(dataset.classes)
         _open_all(
             known,
-            lambda photo: masks.read(photo.id, photo_size(photo.path), num_classes=size),
+            lambda photo: masks.read(photo, num_classes=size),
             "masks",
             work.data_root(data),
             work,

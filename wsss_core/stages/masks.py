@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wsss_core.config import Config
-from wsss_core.data.images import mask_at_size, photo_size, pixel_size, write_mask
+from wsss_core.data.images import write_mask
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import InputError
 from wsss_core.expansion import crf, irn, none
@@ -116,8 +116,8 @@ def _adopt(
 ) -> Measured:
     """Masks from a folder, true ones or anybody's, checked for size and labels."""
     for done, photo in enumerate(photos, start=1):
-        mask = masks.read(photo.id, photo_size(photo.path), num_classes=num_classes)
-        write_mask(out / f"{photo.id}.png", mask_at_size(mask, pixel_size(photo)))
+        mask = masks.read(photo, num_classes=num_classes)
+        write_mask(out / f"{photo.id}.png", mask)
         job.work.recorder.progress("masks from folder", done, len(photos))
     return Measured()
 

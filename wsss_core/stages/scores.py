@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64, UInt8
 from pydantic import BaseModel
 
 from wsss_core.config import Config, SegmenterTestConfig
-from wsss_core.data.images import mask_at_size, photo_size, pixel_size, read_mask
+from wsss_core.data.images import read_mask
 from wsss_core.data.labels import BACKGROUND, read_labels
 from wsss_core.data.truth import TruthMasks
 from wsss_core.errors import DataError
@@ -197,9 +197,7 @@ class IndexedTruth:
         Raises:
             DataError: If it is gone, broken, of another size than the photo or of other labels.
         """
-        size = photo_size(photo.path)
-        mask = self.masks.read(photo.id, size, num_classes=self.num_classes)
-        return mask_at_size(mask, pixel_size(photo))
+        return self.masks.read(photo, num_classes=self.num_classes)
 
 
 def open_truth(job: Job, *, data: Manifest, truth: Manifest | None) -> IndexedTruth:
