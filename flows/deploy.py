@@ -92,8 +92,8 @@ def serve_recipes(
 def _lost_the_server(error: Exception) -> bool:
     """Whether Prefect's runner ended because its server did not answer."""
     if isinstance(error, ExceptionGroup):
-        return any(map(_lost_the_server, error.exceptions))
-    return isinstance(error, httpx.HTTPError) or "error threshold" in str(error)
+        return all(map(_lost_the_server, error.exceptions))
+    return isinstance(error, httpx.TransportError) or "error threshold" in str(error)
 
 
 def _answers() -> bool:

@@ -64,6 +64,7 @@ def test_check_data__other_warnings(tmp_path):
     write_mask(root / "masks" / "b.png", np.zeros((7, 10), np.uint8))
     write_mask(root / "masks" / "c.png", np.zeros((8, 10), np.uint8))  # its photo is in sub/
     (root / "masks" / "README.txt").write_text("mine")
+    (root / "masks" / "._b.png").write_bytes(b"of a Mac")
     report = check(root)
     assert report.faults == ()
     assert report.warnings == (

@@ -7,6 +7,7 @@ import os
 import socket
 from types import SimpleNamespace
 
+import httpx
 import pytest
 import torch
 from prefect.client.orchestration import get_client
@@ -134,6 +135,9 @@ def test_serve_recipes__waits_for_a_server_that_went_away(home, conta_flow, monk
     deploy.serve_recipes(conta_flow, [RECIPE], home=home, cron=None, say=lines.append)
     assert lines[-2].startswith("Prefect's server does not answer.")
     assert (lines[-1], ends, answers) == ("Prefect's server is back: served as before", [], [])
+    assert not deploy._lost_the_server(httpx.HTTPStatusError("401", request=None, response=None))
+    mixed = [ValueError("a bug"), httpx.ConnectError("gone")]
+    assert not deploy._lost_the_server(ExceptionGroup("", mixed))
     ends.append(RuntimeError("a fault of ours"))
     with pytest.raises(RuntimeError, match="a fault of ours"):
         deploy.serve_recipes(conta_flow, [RECIPE], home=home, cron=None, say=lines.append)

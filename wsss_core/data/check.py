@@ -192,12 +192,15 @@ def _warn_of_stray_masks(config: DataConfig, root: Path, truth: TruthMasks) -> l
     if config.source != "photos":  # VOC has masks of photos that are on no list
         return []
     rows = read_tag_table(root / (config.tags or TAGS_FILE), fault=lambda _: None)
-    used = {truth.path(row.id) for row in rows}
+    used = {unicodedata.normalize("NFC", str(truth.path(row.id))) for row in rows}
     stray = sorted(
         path.relative_to(folder.parent).as_posix()
         for folder in truth.folders
         for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and path not in used
+        if path.suffix.lower() in PICTURE_SUFFIXES
+        and path.is_file()
+        and not path.name.startswith(".")  # a Mac puts ._a.png beside a.png
+        and unicodedata.normalize("NFC", str(path)) not in used
     )
     if not stray:
         return []

@@ -195,7 +195,7 @@ def is_safe(filename: str, *, where: str, fault: Fault) -> bool:
 
 
 def find_file(root: Path, name: str) -> Path:
-    """The file of a composed (NFC) name below a folder, whatever form its name has there."""
+    """The file of a composed (NFC) name below a folder, where its last part may be in any form."""
     for form in ("NFC", "NFD"):
         path = root / unicodedata.normalize(form, name)
         if path.is_file():

@@ -113,13 +113,13 @@ def _download(root: Path, recorder: Recorder) -> Path:
 
 
 def _read_classes(config: DataConfig, folder: Path, root: Path, *, fault: Fault) -> tuple[str, ...]:
-    path = _find_file(config.labels, folder, root)
+    path = _beside_or_above(config.labels, folder, root)
     if path.exists() or config.labels != LABELS_FILE:
         return read_labels(path, fault=fault)
     return VOC_CLASSES
 
 
-def _find_file(name: str, folder: Path, root: Path) -> Path:
+def _beside_or_above(name: str, folder: Path, root: Path) -> Path:
     """Where a file of the user's is: beside JPEGImages, or in the folder that holds the devkit."""
     return root / name if (root / name).exists() else folder / name
 
@@ -173,7 +173,7 @@ def _read_tags(
 ) -> dict[str, TagRow]:
     """The tags of the listed photos by id, and of any others the csv names."""
     wanted = {photo: entry for listed in lists.values() for photo, entry in listed.items()}
-    csv = _find_file(config.tags or TAGS_FILE, folder, root)
+    csv = _beside_or_above(config.tags or TAGS_FILE, folder, root)
     no_csv = config.tags is None and not csv.exists() and (folder / ANNOTATIONS).is_dir()
     if config.tags == ANNOTATIONS or no_csv:
         return _read_annotations(folder, wanted, classes, recorder, fault=fault)

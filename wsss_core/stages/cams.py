@@ -144,7 +144,7 @@ def _adopt(out: Path, job: Job, photos: Sequence[TaggedPhoto], folder: Path) -> 
                 f"{path} holds classes {list(map(int, cam.classes))}; expected the photo's tags, "
                 f"ascending: {list(photo.tags)}"
             )
-        if photo.seen_size not in (None, cam.size) and len(cam.classes):
+        if photo.seen_size not in (None, cam.size):
             cells = resize_cam(cam.cam, seed_size(photo.seen_size))
             cam = Cam(cam.classes, cells, photo.seen_size)
         write_cam(out / f"{photo.id}.npz", cam)
