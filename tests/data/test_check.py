@@ -79,6 +79,15 @@ def test_check_data__other_warnings(tmp_path):
     )
 
 
+def test_check_data__without_a_tag_table_no_file_is_called_astray(tmp_path):
+    root = make_folder(tmp_path, {"a.jpg": "cat"})
+    write_mask(root / "masks" / "a.png", np.zeros((8, 10), np.uint8))
+    (root / "tags.csv").unlink()
+    report = check(root)
+    assert [text for text in report.faults if "tags.csv" in text]
+    assert report.warnings == ()
+
+
 def test_check_data__names_every_fault(tmp_path):
     names = ("good", "cut", "text", "bomb", "untagged", "unknown", "turned", "stray", "rgb")
     rows = {f"{name}.jpg": "cat dog" for name in names}

@@ -12,7 +12,7 @@ from pathlib import Path
 from wsss_core.config import DataConfig
 from wsss_core.data.images import PICTURE_SUFFIXES, read_photo
 from wsss_core.data.index import unique_photos
-from wsss_core.data.labels import TRAIN, read_tag_table
+from wsss_core.data.labels import TRAIN, TagRow, read_tag_table
 from wsss_core.data.photos import TAGS_FILE
 from wsss_core.data.source import detect_source, find_overlaps, gather_source
 from wsss_core.data.truth import TruthMasks
@@ -114,8 +114,7 @@ def check_data(config: DataConfig, root: Path, recorder: Recorder) -> DataReport
         *_warn_of_case(names),
         *find_overlaps(dataset),
         *_warn_of_masks(dataset, num_masks),
-        *_warn_of_stray_masks(config, root, truth),
-        *_warn_of_untagged(config, root),
+        *_warn_of_files(config, root, truth),
     ]
     return DataReport(
         source=config.source,
@@ -187,11 +186,19 @@ def _warn_of_masks(dataset: Dataset, num_masks: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _warn_of_stray_masks(config: DataConfig, root: Path, truth: TruthMasks) -> list[str]:
-    """Pictures beside a person's photos that look like masks and are of no tagged photo."""
-    if config.source != "photos":  # VOC has masks of photos that are on no list
+def _warn_of_files(config: DataConfig, root: Path, truth: TruthMasks) -> list[str]:
+    """What lies in a person's folder and belongs to no row of the tag table."""
+    if config.source != "photos":  # VOC has photos and masks that are on no list
         return []
-    rows = read_tag_table(root / (config.tags or TAGS_FILE), fault=lambda _: None)
+    tags = root / (config.tags or TAGS_FILE)
+    rows = read_tag_table(tags, fault=lambda _: None)
+    if not rows:  # a fault says so, and every file would be named here
+        return []
+    return [*_warn_of_stray_masks(rows, truth), *_warn_of_untagged(rows, tags, root)]
+
+
+def _warn_of_stray_masks(rows: Sequence[TagRow], truth: TruthMasks) -> list[str]:
+    """Pictures that look like masks and are of no tagged photo."""
     used = {unicodedata.normalize("NFC", str(truth.path(row.id))) for row in rows}
     stray = sorted(
         path.relative_to(folder.parent).as_posix()
@@ -214,12 +221,9 @@ def _name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
-def _warn_of_untagged(config: DataConfig, root: Path) -> list[str]:
-    """Pictures in a person's folder that the tag table does not name."""
-    if config.source != "photos":
-        return []
-    tags = root / (config.tags or TAGS_FILE)
-    named = {row.filename for row in read_tag_table(tags, fault=lambda _: None)}
+def _warn_of_untagged(rows: Sequence[TagRow], tags: Path, root: Path) -> list[str]:
+    """Pictures that the tag table does not name."""
+    named = {row.filename for row in rows}
     files = (
         path.relative_to(root)
         for path in root.rglob("*")
