@@ -102,12 +102,17 @@ def _compute(
     return run.name, None
 
 
-def _turn(work: Workspace) -> contextlib.AbstractContextManager[None]:
+def _turn(work: Workspace) -> contextlib.AbstractContextManager[object]:
     """Let deployed runs share a GPU one after the other; who starts by hand sees what is free."""
     device = work.device()
     if device.type == "cpu" or deployment.id is None:
         return contextlib.nullcontext()
-    return turn_on_gpu(device.index, note=work.recorder.note)
+    num = work.runtime.devices
+    indices = range(num) if num > 1 else [device.index or 0]
+    with contextlib.ExitStack() as turns:
+        for index in indices:  # in the same order in every run, so that no two wait for each other
+            turns.enter_context(turn_on_gpu(index, note=work.recorder.note))
+        return turns.pop_all()
 
 
 def index(config: Config, work: Workspace) -> tuple[Manifest, Truth | None]:

@@ -209,7 +209,18 @@ def _look_at_device(home: Path) -> str:
 
     device = Workspace(home).device()
     if device.type == "cuda":
-        return "a CUDA device is used"
+        import torch
+
+        name = torch.cuda.get_device_name(device)
+        try:
+            ones = torch.ones(1, 1, 3, 3, device=device)
+            torch.nn.functional.conv2d(ones, ones)
+        except RuntimeError as error:  # a GPU that is seen, and older than torch's kernels
+            raise ContaError(
+                f"{name} is seen but cannot compute ({str(error).splitlines()[0]}); set "
+                "runtime.device: cpu, or install a torch that was built for it"
+            ) from error
+        return f"{name} is used"
     if shutil.which("nvidia-smi"):
         raise ContaError(
             "there is an NVIDIA driver, but torch sees no device; "

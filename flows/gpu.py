@@ -16,7 +16,7 @@ LEASE_S = 60.0  # a killed holder keeps the others waiting no longer than this
 
 
 @contextlib.contextmanager
-def turn_on_gpu(index: int | None, *, note: Callable[[str], None]) -> Iterator[None]:
+def turn_on_gpu(index: int, *, note: Callable[[str], None]) -> Iterator[None]:
     """Wait until no other deployed run computes on a GPU of this host, and keep it meanwhile.
 
     The limit is made if it is not there; who wants two runs on one GPU may raise it on Prefect's
@@ -26,7 +26,7 @@ def turn_on_gpu(index: int | None, *, note: Callable[[str], None]) -> Iterator[N
         index: Index of the GPU as torch counts them.
         note: Hears of the wait.
     """
-    name = f"conta-gpu-{socket.gethostname()}-{_device_id(index or 0)}"
+    name = f"conta-gpu-{socket.gethostname()}-{_device_id(index)}"
     with get_client(sync_client=True) as client:
         try:
             limit = client.read_global_concurrency_limit_by_name(name)

@@ -13,3 +13,8 @@ import os
 # said before torch is imported; what the user has set wins.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+# By torch's own choice a convolution on CUDA rounds fp32 to 10 bits (TF32). Keys say fp32 and hold
+# no device, so fp32 it is; who wants speed has `runtime.precision: amp`, which keys know. NVIDIA's
+# libraries read this when they are loaded, in ranks and workers too.
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")

@@ -485,7 +485,9 @@ class EvaluationConfig(_Settings):
 class RuntimeConfig(_Settings):
     """How it is computed; never part of a key."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
     precision: Literal["fp32", "amp"] = Field(
         "fp32", description="amp: bf16 autocast, CUDA alone. Part of keys."
     )

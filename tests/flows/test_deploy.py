@@ -17,6 +17,7 @@ from flows import deploy, environment, gpu, launch, servers
 from flows.environment import locate_data
 from wsss_core.config import parse_config
 from wsss_core.errors import InputError
+from wsss_core.observe import SilentRecorder
 
 RECIPE = parse_config({"name": "toy-recipe", "rounds": 3, "causal": {"context": "none"}})
 
@@ -101,6 +102,32 @@ def test_turn__who_starts_by_hand_waits_for_nobody():
 
     work = SimpleNamespace(device=lambda: torch.device("cuda", 0))
     assert isinstance(conta._turn(work), contextlib.nullcontext)
+
+
+@pytest.mark.parametrize(
+    ("index", "num", "turns"), [(None, 1, [0]), (2, 1, [2]), (None, 3, [0, 1, 2])]
+)
+def test_turn__one_on_each_gpu_that_a_deployed_run_uses(monkeypatch, index, num, turns):
+    from flows import conta
+
+    taken = []
+    monkeypatch.setattr(conta, "deployment", SimpleNamespace(id="d"))
+
+    @contextlib.contextmanager
+    def turn_on_gpu(index, *, note):
+        taken.append(index)
+        yield
+        taken.remove(index)
+
+    monkeypatch.setattr(conta, "turn_on_gpu", turn_on_gpu)
+    work = SimpleNamespace(
+        device=lambda: torch.device("cuda", index),
+        runtime=SimpleNamespace(devices=num),
+        recorder=SilentRecorder(),
+    )
+    with conta._turn(work):
+        assert taken == turns
+    assert taken == []
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.stages.test_exact import build
-from wsss_core.config import RuntimeConfig, TrainingConfig
-from wsss_core.errors import InputError
+from wsss_core.config import Config, RuntimeConfig, TrainingConfig
+from wsss_core.errors import ContaError, InputError
 from wsss_core.models.backbones import set_training_mode
 from wsss_core.observe import SilentRecorder
 from wsss_core.stages import classifier as stage
-from wsss_core.stages.stage import Workspace
+from wsss_core.stages.stage import Stage, Workspace
 from wsss_core.training.loop import Machine, Trainable, train
 
 
@@ -66,5 +66,23 @@ def test_device__more_than_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match="devices is 2, but 1 CUDA devices are seen here"):
         Workspace(tmp_path, runtime=RuntimeConfig(devices=2)).device()
+    assert Workspace(tmp_path, runtime=RuntimeConfig(device="cuda:0")).device().index == 0
+    with pytest.raises(InputError, match=r"device is 'cuda:1', but the CUDA devices seen .* 0..0"):
+        Workspace(tmp_path, runtime=RuntimeConfig(device="cuda:1")).device()
     on_cpu = RuntimeConfig(device="cpu", devices=2)
     assert Workspace(tmp_path, runtime=on_cpu).device() == torch.device("cpu")
+
+
+def test_stage__a_gpu_without_memory_is_one_line(tmp_path):
+    def write(out, job):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 1 GiB"
+        )
+
+    work = Workspace(tmp_path, runtime=RuntimeConfig(device="cpu"))
+    line = (
+        r"toy needs more memory than cpu has free \(CUDA out of memory. Tried .* 20.00 MiB\);"
+        " lower batch_size or crop_px of its training, or set runtime.device"
+    )
+    with pytest.raises(ContaError, match=line):
+        Stage("toy", write, lambda config: {})(Config(name="r"), work)

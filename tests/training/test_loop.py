@@ -11,10 +11,10 @@ from torch import nn
 
 from tests.oracles import schedule as oracle
 from wsss_core.config import TrainingConfig
-from wsss_core.errors import DivergedError
+from wsss_core.errors import DataError, DivergedError
 from wsss_core.observe import SilentRecorder
 from wsss_core.store import file_sha256
-from wsss_core.training.loop import Machine, Trainable, epoch_order, train
+from wsss_core.training.loop import Machine, Trainable, _load, _Views, epoch_order, train
 
 NUM_PHOTOS = 10
 
@@ -40,6 +40,10 @@ def view(item, epoch):
 
 def loss(model, batch):
     return nn.functional.binary_cross_entropy_with_logits(model(batch["photo"]), batch["tags"])
+
+
+def broken_view(item, epoch):
+    raise DataError(f"p{item}.jpg is cut off; copy it again")
 
 
 class KilledError(Exception):
@@ -320,3 +324,24 @@ def test_train__any_batch_size_visits_every_photo(tmp_path_factory, batch_size):
     )
     assert len(history) == 2
     assert listener.steps[-1][1:] == (-(-NUM_PHOTOS // batch_size),) * 2
+
+
+def test_train__a_broken_photo_is_its_own_line(tmp_path):
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, view=broken_view)
+    assert (
+        str(caught.value)
+        == f"p{epoch_order(NUM_PHOTOS, seed=5, epoch=0)[0]}.jpg is cut off; copy it again"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_load__readers_give_what_this_process_gives_and_errors_as_they_are():
+    order = [[(0, 3), (0, 1)], [(1, 2)]]
+    for readers in (0, 1):
+        batches = list(_load(_Views(view, range(4)), order, seed=0, readers=readers))
+        assert torch.equal(batches[0]["photo"][1], view(1, 0)["photo"])
+        assert torch.equal(batches[1]["photo"][0], view(2, 1)["photo"])
+    (error,) = _load(_Views(broken_view, range(4)), order[:1], seed=0, readers=1)
+    assert type(error) is DataError
+    assert str(error) == "p3.jpg is cut off; copy it again"

@@ -12,6 +12,7 @@ CONTA's public code holds none of this. Another adjustment needs f(X, c_i) itsel
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -310,11 +311,12 @@ def _sampling_weights(
     scale: Float[Tensor, " b"], shift: Float[Tensor, " b"], num_out: int, num_cells: int
 ) -> Float[Tensor, "b out cells"]:
     """Weight of each frame cell in each output cell along one axis; rows sum to 1, or 0 outside."""
-    centres = (2 * torch.arange(num_out).to(scale) + 1) / num_out - 1
+    cells = functools.partial(torch.arange, dtype=scale.dtype, device=scale.device)
+    centres = (2 * cells(num_out) + 1) / num_out - 1
     at = scale[:, None] * centres + shift[:, None]
     position = ((at + 1) * num_cells - 1) / 2  # 0 is the centre of the first cell
     reach = (scale.abs() * num_cells / num_out).clamp(min=1)
-    distance = (position[:, :, None] - torch.arange(num_cells).to(scale)).abs()
+    distance = (position[:, :, None] - cells(num_cells)).abs()
     weights = (1 - distance / reach[:, None, None]).clamp(min=0)
     # Inside the picture the nearest cell is within half a cell, so the clamp acts outside alone.
     weights = weights / weights.sum(2, keepdim=True).clamp(min=0.5)

@@ -31,7 +31,8 @@ class ContextSlice(nn.Module):
         conv: conv_m, no bias, same kernel and stride.
         channels_in: C of the features that enter the convolution.
         context: The context of the batch under way; None adds nothing.
-        rms: Root mean square of conv_m(M) and of conv(X) in the last batch.
+        rms: Root mean square of conv_m(M) and of conv(X) in the last batch; tensors, for a number
+            would have the device finish first.
     """
 
     def __init__(self, beside: nn.Conv2d) -> None:
@@ -49,7 +50,7 @@ class ContextSlice(nn.Module):
         nn.init.zeros_(self.conv.weight)
         self.channels_in = beside.in_channels
         self.context: ContextAt | None = None
-        self.rms = (0.0, 0.0)
+        self.rms = (torch.zeros(()), torch.zeros(()))
         beside.register_forward_hook(self._add)
 
     def _add(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class Classifier(nn.Module):
     def context_rms_ratio(self) -> float:
         """RMS of conv_m(M) over that of conv(X) in the last batch, mean over slices; 0 if none."""
         pairs = [part.rms for part in self.context_slices()]
-        ratios = [added / max(photo, 1e-12) for added, photo in pairs]
+        ratios = [float(added) / max(float(photo), 1e-12) for added, photo in pairs]
         return sum(ratios) / len(ratios) if ratios else 0.0
 
     def context_slices(self) -> list[ContextSlice]:
@@ -160,8 +161,8 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
     return height, width
 
 
-def _rms(values: Tensor) -> float:
-    return float(values.detach().float().square().mean().sqrt())
+def _rms(values: Tensor) -> Tensor:
+    return values.detach().float().square().mean().sqrt()
 
 
 def initialise_slices(classifier: Classifier, generator: torch.Generator) -> None:

@@ -429,7 +429,7 @@ def _view(
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
     logits = model(batch["photo"], batch.get("x_m"), batch.get("affine"), batch.get("draw"))
-    share = len(logits) / sum_over_ranks(logits.new_tensor(len(logits)))
+    share = len(logits) / sum_over_ranks(logits.new_full((), len(logits)))
     return multilabel_loss(logits, batch["tags"]) * share
 
 

@@ -14,7 +14,7 @@ import torch
 
 from wsss_core.config import Config, RuntimeConfig
 from wsss_core.data.document import INDEX_FILE, read_dataset
-from wsss_core.errors import InputError
+from wsss_core.errors import ContaError, InputError
 from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.records import Dataset, Manifest
 from wsss_core.seeding import derive_seed
@@ -76,14 +76,15 @@ class Workspace:
         """The device that `runtime.device` names; of several, the first.
 
         Raises:
-            InputError: If it is a CUDA device and there is none, or fewer than `runtime.devices`.
+            InputError: If it is a CUDA device and it is not there, or if there are fewer than
+                `runtime.devices`.
         """
         name, num = self.runtime.device, self.runtime.devices
         cuda = name != "cpu" and torch.cuda.is_available()
-        if cuda and num > torch.cuda.device_count():
+        seen = torch.cuda.device_count() if cuda else 0
+        if cuda and num > seen:
             raise InputError(
-                f"runtime.devices is {num}, but {torch.cuda.device_count()} CUDA devices are seen "
-                "here; lower it"
+                f"runtime.devices is {num}, but {seen} CUDA devices are seen here; lower it"
             )
         if name == "auto":
             return torch.device("cuda" if cuda else "cpu")
@@ -92,7 +93,12 @@ class Workspace:
                 f"runtime.device is {name!r}, but no CUDA device is seen here; "
                 "set it to cpu or auto"
             )
-        return torch.device(name)
+        device = torch.device(name)
+        if cuda and (device.index or 0) >= seen:
+            raise InputError(
+                f"runtime.device is {name!r}, but the CUDA devices seen here are 0..{seen - 1}"
+            )
+        return device
 
 
 @dataclass(frozen=True)
@@ -191,8 +197,15 @@ class Stage:
                 lambda out: self.write(out, job, **inputs),
                 question=self.question(config, **inputs),
             )
+        except torch.OutOfMemoryError as error:
+            asked = str(error).partition(". GPU")[0]  # what follows are numbers of the allocator
+            raise ContaError(
+                f"{self.name} needs more memory than {work.device()} has free ({asked}); lower "
+                "batch_size or crop_px of its training, or set runtime.device"
+            ) from error
         finally:
             release_memory()
+            torch.cuda.empty_cache()  # for the ranks of the next stage, and for other programs
 
     def _seed(self, config: Config) -> int:
         return derive_seed(config.seed, self.name)

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from wsss_core.config import TrainingConfig
-from wsss_core.errors import DivergedError, InputError
+from wsss_core.errors import ContaError, DivergedError, InputError
 from wsss_core.observe import Recorder, SilentRecorder
 from wsss_core.seeding import torch_generator
 from wsss_core.training.checkpoint import load_checkpoint, save_checkpoint
@@ -33,10 +33,13 @@ from wsss_core.training.distributed import (
     take_slice,
 )
 from wsss_core.training.optim import build_optimizer, poly_factor, set_rates
-from wsss_core.workers import die_with_parent
+from wsss_core.workers import die_with_parent, fork_server
 
 Batch = dict[str, Any]
 T = TypeVar("T")
+
+_READERS = 4
+"""Processes that read a training's photos for a GPU; each has some batches ready."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,24 @@ class _EpochBatches(Sampler[list[tuple[int, int]]]):
         return len(self._epochs) * math.ceil(self._num_photos / self._batch_size)
 
 
-class _Views(Dataset[Batch]):
-    def __init__(self, view: Callable[[T, int], Batch], items: Sequence[T]) -> None:
-        self._view, self._items = view, items
+class _Views(Dataset[Batch | ContaError]):
+    """An error with a line for the user is an item: the loader would wrap it in a traceback."""
 
-    def __getitem__(self, where: tuple[int, int]) -> Batch:
+    def __init__(self, view: Callable[[T, int], Batch], items: Sequence[T]) -> None:
+        self.view, self._items = view, items
+
+    def __getitem__(self, where: tuple[int, int]) -> Batch | ContaError:
         epoch, index = where
-        return self._view(self._items[index], epoch)
+        try:
+            return self.view(self._items[index], epoch)
+        except ContaError as error:
+            return error
+
+
+def _collate(views: list[Batch | ContaError]) -> Batch | ContaError:
+    error = next((view for view in views if isinstance(view, ContaError)), None)
+    collated: Batch = default_collate(views) if error is None else {}
+    return error or collated
 
 
 def train(
@@ -195,16 +209,11 @@ def _train(
     history = load_checkpoint(machine.scratch, model, optimizer)
     if history:
         machine.recorder.note(f"{task.name} goes on after epoch {len(history)} of {config.epochs}")
+    if cuda and machine.device.index is not None:  # or the loader would pin by way of the first
+        torch.cuda.set_device(machine.device)
+    readers = _READERS if cuda else 0
     sampler = _EpochBatches(len(items), config.batch_size, range(len(history), config.epochs), seed)
-    loader = DataLoader(
-        _Views(view, items),
-        batch_sampler=sampler,
-        generator=torch_generator(seed, "loader"),  # or it would draw from the global one
-        num_workers=4 if cuda else 0,
-        pin_memory=cuda,
-        multiprocessing_context="forkserver" if cuda else None,
-        worker_init_fn=_tie_to_parent,  # a rank that is killed cannot end them itself
-    )
+    loader = _load(_Views(view, items), sampler, seed=seed, readers=readers)
     per_epoch = math.ceil(len(items) / config.batch_size)
     with _threads(machine.threads):
         batches = iter(loader)
@@ -227,6 +236,22 @@ def _train(
     return history
 
 
+def _load(
+    views: _Views, sampler: Sampler[list[tuple[int, int]]], *, seed: int, readers: int
+) -> DataLoader[Batch | ContaError]:
+    """Batches of views, for a GPU from processes that read ahead, else (0) from this one."""
+    return DataLoader(
+        views,
+        batch_sampler=sampler,
+        collate_fn=_collate,
+        generator=torch_generator(seed, "loader"),  # or it would draw from the global one
+        num_workers=readers,
+        pin_memory=readers > 0,
+        multiprocessing_context=fork_server(views.view) if readers else None,
+        worker_init_fn=_tie_to_parent,  # a rank that is killed cannot end them itself
+    )
+
+
 def _tie_to_parent(_worker: int) -> None:
     die_with_parent()
 
@@ -234,7 +259,7 @@ def _tie_to_parent(_worker: int) -> None:
 def _train_epoch(
     task: Trainable,
     optimizer: torch.optim.SGD,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | ContaError],
     *,
     epoch: int,
     num_batches: int,
@@ -243,6 +268,8 @@ def _train_epoch(
 ) -> dict[str, float]:
     skipped, total, started = 0, 0.0, time.monotonic()
     for index, batch in enumerate(batches):
+        if isinstance(batch, ContaError):
+            raise batch
         step, steps = epoch * num_batches + index, config.epochs * num_batches
         set_rates(optimizer, poly_factor(step, steps=steps, power=config.poly_power))
         with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.amp):
