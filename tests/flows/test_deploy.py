@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -57,6 +58,27 @@ def test_make_deployment__form_shows_the_settings_and_bad_values_are_named(home,
             answer = getattr(refused.value, "response", None)
             assert said in (str(refused.value) if answer is None else answer.text)
         client.delete_deployment(known.id)
+
+
+@pytest.mark.flow
+@pytest.mark.usefixtures("clean_environment")
+def test_make_deployment__a_schedule_plans_runs(tmp_path, conta_flow):
+    for name in environment.describe_environment(tmp_path):
+        os.environ.pop(name, None)
+    environment.set_defaults(tmp_path)
+    server = servers._start_prefect(tmp_path, servers.find_free_port(), with_pages=True)
+    try:
+        servers._point_prefect(server)
+        server.wait_ready()
+        deploy.make_deployment(conta_flow, RECIPE, home=tmp_path, cron="0 2 * * *").apply()
+        end = time.monotonic() + 60  # it looks for new deployments every five seconds
+        with get_client(sync_client=True) as client:
+            while not (planned := client.read_flow_runs()):
+                assert time.monotonic() < end, "nothing planned: do Prefect and SQLAlchemy agree?"
+                time.sleep(0.2)
+    finally:
+        servers.close_prefect(server)
+    assert all(run.state.is_scheduled() and run.auto_scheduled for run in planned)
 
 
 def test_locate_data__folders_of_seeds_and_masks(tmp_path, monkeypatch):
