@@ -380,6 +380,7 @@ def export_onnx(
     `onnx`.
     """
     from flows.environment import open_home
+    from flows.launch import check_data_root
     from flows.runs import find_round
 
     home = open_home()
@@ -387,7 +388,9 @@ def export_onnx(
     from wsss_core.stages.onnx import export_onnx as export
     from wsss_core.stages.stage import Workspace
 
-    work = Workspace(home, Path(found.data_root) if found.data_root else None)
+    root = Path(found.data_root) if found.data_root else None
+    check_data_root(found, root)
+    work = Workspace(home, root)
     segmenter = work.store.open(chosen.manifests["segmenter"])
     data = work.dataset(found.shared.get("scenes") or found.shared["dataset"])
     photo = data.splits["train"][0].path

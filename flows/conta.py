@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from uuid import UUID
 
 from prefect import Task, flow
 from prefect.client.orchestration import get_client
@@ -27,7 +28,7 @@ from tasks import stages
 from tasks.policy import stage_of
 from tasks.runners import choose_shard_map
 from tasks.tracking import Tracker
-from wsss_core.config import Config
+from wsss_core.config import Config, lay_over, parse_config
 from wsss_core.errors import ContaError, StoreError
 from wsss_core.records import Manifest
 from wsss_core.stages.stage import Workspace
@@ -51,6 +52,7 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
         Name of the run.
     """
     pass_over_events()
+    config = _complete(config)
     check_reviewer(config)
     home, recorder, config = open_home(), FlowRecorder(), locate_data(config)
     with announce_start(home, note=recorder.note):
@@ -66,6 +68,20 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
             if changed is None:
                 return name
             config = changed
+
+
+def _complete(config: Config) -> Config:
+    """The settings of a deployed run, where its start gave a part of them.
+
+    Prefect replaces the parameter `config` as a whole: what a start by its API does not name would
+    be conta's default, and scenes would be drawn in the place of somebody's photos.
+    """
+    if flow_run.id is None or deployment.id is None:
+        return config
+    with get_client(sync_client=True) as client:
+        given = client.read_flow_run(UUID(flow_run.id)).parameters
+        deployed = client.read_deployment(UUID(deployment.id)).parameters
+    return lay_over(parse_config(deployed.get("config", {})), given.get("config", {}))
 
 
 def _compute(

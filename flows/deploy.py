@@ -6,15 +6,17 @@ several machines, are in `deployments/prefect.yaml`.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shlex
+import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
-from prefect import serve
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
@@ -22,6 +24,7 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.flows import Flow
+from prefect.runner import Runner
 from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 
@@ -33,6 +36,9 @@ DEAD_S = 3 * HEARTBEAT_S
 """How long a flow run may say nothing."""
 
 _LOOK_S = 5
+_STOP_S = 5
+"""What a run has to end by itself, and Prefect to hear that it did."""
+
 AUTOMATION = "conta: runs of dead machines are crashed"
 
 
@@ -72,7 +78,7 @@ def serve_recipes(
     say("Ctrl-C ends it")
     while True:
         try:
-            serve(*made, pause_on_shutdown=False, print_starting_message=False, limit=1)
+            _serve(made)
         except (httpx.HTTPError, ExceptionGroup, RuntimeError) as error:
             if not _lost_the_server(error):
                 raise
@@ -87,6 +93,57 @@ def serve_recipes(
             made = make()
         else:
             return
+
+
+def _serve(made: Sequence[RunnerDeployment]) -> None:
+    """Start their runs, one at a time, until Ctrl-C or SIGTERM."""
+    runner = _Runner(pause_on_shutdown=False, limit=1)
+    for deployment in made:
+        runner.add_deployment(deployment)
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+            asyncio.run(runner.start())
+    finally:  # the runner's own handler would outlive it
+        signal.signal(signal.SIGTERM, former)
+
+
+class _Runner(Runner):
+    """Prefect's, but SIGTERM ends it as Ctrl-C does, and a run may write down that it stopped.
+
+    Prefect's own ends the run's process at once, and on its page the run goes on for ever.
+    """
+
+    _main: asyncio.Task[Any] | None = None
+    _terminated = False
+
+    async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
+        self._main = asyncio.current_task()
+        await super().start(run_once, webserver)
+
+    def handle_sigterm(self, *_: Any, **__: Any) -> None:
+        if self._main is not None:
+            self._terminated = True
+            self._main.get_loop().call_soon_threadsafe(self._main.cancel)
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._end_runs()
+        await super().__aexit__(*raised)
+
+    async def _end_runs(self) -> None:
+        """Have runs that are at work end by themselves, and Prefect hear of it."""
+        at_work = self._process_manager
+        if not self._terminated:  # a terminal's Ctrl-C has reached them too
+            await _wait(lambda: not at_work.flow_run_ids())
+        for number in at_work.flow_run_ids():
+            await at_work.kill(number)  # SIGTERM, and thirty seconds
+        await _wait(lambda: not at_work.flow_run_ids())
+
+
+async def _wait(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + _STOP_S
+    while not done() and time.monotonic() < end:
+        await asyncio.sleep(0.1)
 
 
 def _lost_the_server(error: Exception) -> bool:

@@ -81,13 +81,17 @@ def resume(run: runs.Run, *, home: Path) -> runs.Run:
             f"run {run.name} was made by another version of conta ({error}); "
             "start it again by its recipe"
         ) from None
-    root = config.data.root
+    check_data_root(run, config.data.root)
+    return execute(config, home=home, former=run)
+
+
+def check_data_root(run: runs.Run, root: Path | None) -> None:
+    """Say so if the folder of a run's photos is not there any more."""
     if root is not None and not root.is_dir():
         raise DataError(
             f"the data of run {run.name} were in {root}, which is gone; put them back, or continue "
             "by `conta run RECIPE --data DIR` with the folder where they are now"
         )
-    return execute(config, home=home, former=run)
 
 
 def deploy(

@@ -695,6 +695,25 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         raise SettingsError("; ".join(_explain_all(error.errors()))) from None
 
 
+def lay_over(config: Config, tree: Mapping[str, Any]) -> Config:
+    """Settings with a plain tree laid over them, which may hold any part of each group.
+
+    Raises:
+        SettingsError: As `load_recipe`.
+    """
+    return parse_config(_merge(config, tree))
+
+
+def _merge(settings: BaseModel, tree: Mapping[str, Any]) -> dict[str, Any]:
+    merged = settings.model_dump()
+    for name, value in tree.items():
+        group = getattr(settings, name, None)
+        if isinstance(group, BaseModel) and isinstance(value, Mapping):
+            value = _merge(group, value)
+        merged[name] = value
+    return merged
+
+
 def _apply_override(tree: dict[str, Any], text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not name:

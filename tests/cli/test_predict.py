@@ -118,6 +118,23 @@ def test_predict_folder__subfolders_and_equal_names(tmp_path, predict):
         assert names == ["cat.jpg.png", "cat.png.png", "trip/cat.png"]
 
 
+def test_predict_folder__what_was_made_before_is_no_photo(tmp_path, predict):
+    photos = tmp_path / "photos"
+    for name in ("a.jpg", "masks/a.png", "set/b.jpg", "set/JPEGImages/c.jpg"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), "green").save(photos / name)
+    (photos / "labels.txt").write_text("mine")
+    (photos / "set" / "labels.txt").write_text("of a data set")
+    for out in ("one", "two", "one"):
+        done, _ = predict(photos, photos / out, overlay=True)
+        assert len(done.masks) == 3
+    done, _ = predict(photos / "set", tmp_path)  # the photos lie below the masks
+    assert [path.relative_to(tmp_path).as_posix() for path in done.masks] == [
+        "JPEGImages/c.png",
+        "b.png",
+    ]
+
+
 def test_predict_folder__large_photo(tmp_path, predict):
     Image.new("RGB", (1600, 900), "blue").save(tmp_path / "large.jpg")
     done, _ = predict(tmp_path / "large.jpg", tmp_path / "out")

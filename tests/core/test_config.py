@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from wsss_core.config import Config, load_recipe, parse_config
+from wsss_core.config import Config, lay_over, load_recipe, parse_config
 from wsss_core.errors import SettingsError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -196,6 +196,19 @@ def test_parse_config__group_given_in_part_keeps_the_rest_of_its_own_default():
     assert config.segmenter.training == default.model_copy(update={"epochs": 3})
     config = parse_config({"segmenter_test": {"crf_params": {"iterations": 2}}})
     assert config.segmenter_test.crf_params.bilateral_sxy == 67
+
+
+def test_lay_over__a_part_keeps_the_rest_and_a_table_is_replaced():
+    tree = {"seed": 3, "data": {"source": "photos"}, "threshold_changes": {1: 0.2}}
+    config = parse_config(tree)
+    changed = lay_over(config, {"rounds": 0, "data": {"scenes": {"photos": 9}}})
+    assert changed == parse_config(
+        tree | {"rounds": 0, "data": {"source": "photos", "scenes": {"photos": 9}}}
+    )
+    assert lay_over(config, {"threshold_changes": {2: 0.3}}).threshold_changes == {2: 0.3}
+    assert lay_over(config, config.model_dump(mode="json")) == config
+    with pytest.raises(SettingsError, match="sedes"):
+        lay_over(config, {"sedes": {}})
 
 
 def test_config__is_frozen():

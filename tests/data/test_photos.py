@@ -80,6 +80,8 @@ def test_read_photos__spreadsheet_file(tmp_path):
         '\ufefftags,note,filename\r\n\r\ncat;dog,"a, b",a.jpg\r\n,,\r\n'.encode()
     )
     assert read_photos(CONFIG, root).splits["train"][0].tags == (0, 1)
+    (root / "tags.csv").write_text('filename,tags\na.jpg,"cat, dog"\n')
+    assert read_photos(CONFIG, root).classes == ("cat", "dog")
 
 
 def test_read_photos__lists_of_ids_and_file_names(tmp_path):

@@ -172,13 +172,13 @@ def test_serve_recipes__waits_for_a_server_that_went_away(home, conta_flow, monk
     ends = [ExceptionGroup("", [RuntimeError("Service exceeded error threshold.")]), None]
     answers, lines = [False, True], []
 
-    def serve(*made, **_options):
+    def serve(made):
         assert len(made) == 1
         end = ends.pop(0)
         if end is not None:
             raise end
 
-    monkeypatch.setattr(deploy, "serve", serve)
+    monkeypatch.setattr(deploy, "_serve", serve)
     monkeypatch.setattr(deploy, "_answers", lambda: answers.pop(0))
     monkeypatch.setattr(deploy, "_LOOK_S", 0)
     deploy.serve_recipes(conta_flow, [RECIPE], home=home, cron=None, say=lines.append)

@@ -334,6 +334,22 @@ def test_cancel_on_prefects_page(house, calm):
     assert read_state(flow_run) == "Cancelled"
 
 
+def test_sigterm_to_a_deployment(house, calm):
+    """The run at work stops as if it had been told itself."""
+    config = load_recipe(RECIPE, SMALL)
+    deploy = Victim(house.home, [*CONTA, "deploy", str(RECIPE)])
+    with deploy.start(**describe_environment(house.home)) as child:
+        try:
+            flow_run = wait_until(lambda: ask_for_run(config), child)
+            wait_until(lambda: list(house.home.glob("store/segmenter/.tmp-*")), child)
+        finally:
+            child.terminate()
+    house.count_left()
+    house.check_stopped()
+    assert read_state(flow_run) == "Crashed"
+    house.finish("SIGTERM to conta deploy", calm.digests())
+
+
 def ask_for_run(config):
     """Id of a flow run with these settings, once their deployment is there."""
     parameters = {"config": config.model_dump(mode="json")}

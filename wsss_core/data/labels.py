@@ -102,9 +102,10 @@ def read_labels(path: Path, *, fault: Fault = refuse) -> tuple[str, ...]:
         fault(f"{path} begins with {first!r}; expected a list of classes with 'background' first")
     first_line: dict[str, int] = {}
     for number, name in names:
-        if re.search(r"[\s;]", name):
+        if re.search(r"[\s;,]", name):
             fault(
-                f"{path} line {number}: {name!r} holds a space or ';', which separate tags; use '_'"
+                f"{path} line {number}: {name!r} holds a space, ';' or ',', which separate tags; "
+                "use '_'"
             )
         if name in first_line:
             fault(f"{path} line {number}: {name!r} was already on line {first_line[name]}")
@@ -121,10 +122,11 @@ def check_class_count(classes: Sequence[str], *, where: str, fault: Fault) -> No
 
 
 def read_tag_table(path: Path, *, fault: Fault = refuse) -> list[TagRow]:
-    """The rows of a csv with the columns `filename,tags`; tags are separated by spaces or `;`.
+    """The rows of a csv with the columns `filename,tags`.
 
-    Other columns are passed over. Rows that are faulty as such (an unsafe or repeated file name, a
-    wrong number of cells) are left out; what a tag means is not looked at.
+    Tags are separated by spaces, `;` or, within quotes, by `,`. Other columns are passed over. Rows
+    that are faulty as such (an unsafe or repeated file name, a wrong number of cells) are left out;
+    what a tag means is not looked at.
     """
     text = _read_text(path, fault=fault)
     if text is None:
@@ -235,7 +237,7 @@ def _read_row(cells: list[str], *, header: list[str], where: str, fault: Fault) 
     if not filename.name:
         fault(f"{where}: the file name is empty; write it, or delete the row")
         return None
-    names = dict.fromkeys(re.split(r"[;\s]+", cells[header.index("tags")]))
+    names = dict.fromkeys(re.split(r"[;,\s]+", cells[header.index("tags")]))
     return TagRow(where, filename.as_posix(), tuple(name for name in names if name))
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from wsss_core.config import SegmenterConfig, SegmenterTestConfig
 from wsss_core.data.images import photo_size, read_photo, write_mask
+from wsss_core.data.labels import LABELS_FILE
 from wsss_core.data.transforms import resize_photo
 from wsss_core.errors import DataError, InputError, StoreError, TooLargeError
 from wsss_core.evaluation.panels import overlay as lay_over
@@ -126,7 +127,7 @@ def predict_folder(
     masks, failures = [], []
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "labels.txt").write_text("\n".join(predictor.labels) + "\n")
+        (out / LABELS_FILE).write_text("\n".join(predictor.labels) + "\n")
         for done, (photo, target) in enumerate(targets.items(), 1):
             try:
                 pixels = read_photo(photo)
@@ -181,14 +182,25 @@ def _name_masks(photos: Path, out: Path) -> dict[Path, Path]:
 
 
 def _photos_below(folder: Path, out: Path) -> list[Path]:
+    """Its photos, without true masks (`masks/`) and without what was predicted before."""
+    made = {(folder / "masks").resolve()}
+    lists = [path.parent for path in folder.rglob(LABELS_FILE) if path.parent != folder]
+    made |= {below.resolve() for below in lists if _is_made(below)}
+    if not folder.resolve().is_relative_to(out.resolve()):
+        made.add(out.resolve())
     return sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in PHOTO_SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.resolve().is_relative_to(out.resolve())
+        and made.isdisjoint(path.resolve().parents)
     )
+
+
+def _is_made(folder: Path) -> bool:
+    """Whether a folder with a class list was written here and is no data set."""
+    return not any(folder.glob("*.csv")) and not (folder / "JPEGImages").is_dir()
 
 
 def trained_long_side_px(folder: Path) -> int:
