@@ -81,6 +81,26 @@ def test_make_deployment__a_schedule_plans_runs(tmp_path, conta_flow):
     assert all(run.state.is_scheduled() and run.auto_scheduled for run in planned)
 
 
+@pytest.mark.flow
+def test_complete__a_start_that_gives_a_part_keeps_the_deployments_settings(
+    home, conta_flow, monkeypatch
+):
+    from flows import conta
+
+    assert conta._complete(RECIPE) is RECIPE  # by hand
+    deploy.make_deployment(conta_flow, RECIPE, home=home, cron=None).apply()
+    with get_client(sync_client=True) as client:
+        known = client.read_deployment_by_name("conta/toy-recipe")
+        given = {"config": {"seed": 4, "causal": {"prior": "frequency"}}}
+        started = client.create_flow_run_from_deployment(known.id, parameters=given)
+        monkeypatch.setattr(conta, "deployment", SimpleNamespace(id=str(known.id)))
+        monkeypatch.setattr(conta, "flow_run", SimpleNamespace(id=str(started.id)))
+        config = conta._complete(parse_config(given["config"]))
+        client.delete_deployment(known.id)
+    assert (config.name, config.rounds, config.causal.context) == ("toy-recipe", 3, "none")
+    assert (config.seed, config.causal.prior) == (4, "frequency")
+
+
 def test_locate_data__folders_of_seeds_and_masks(tmp_path, monkeypatch):
     (tmp_path / "pseudo").mkdir()
     monkeypatch.chdir(tmp_path)
