@@ -15,7 +15,7 @@ from prefect.runtime import deployment, flow_run
 from flows import runs
 from flows.cost import check_cost
 from flows.environment import locate_data, open_home
-from flows.gpu import turn_on_gpu
+from flows.gpu import device_id, turn_on_gpu
 from flows.patience import pass_over_events
 from flows.plan import check_backbones, check_data, label_call, plan_rounds
 from flows.progress import FlowRecorder
@@ -79,9 +79,11 @@ def _complete(config: Config) -> Config:
     if flow_run.id is None or deployment.id is None:
         return config
     with get_client(sync_client=True) as client:
-        given = client.read_flow_run(UUID(flow_run.id)).parameters
-        deployed = client.read_deployment(UUID(deployment.id)).parameters
-    return lay_over(parse_config(deployed.get("config", {})), given.get("config", {}))
+        given = client.read_flow_run(UUID(flow_run.id)).parameters.get("config", {})
+        deployed = client.read_deployment(UUID(deployment.id)).parameters.get("config", {})
+    if given.keys() >= Config.model_fields.keys():  # the page's form gives all
+        return config
+    return lay_over(parse_config(deployed), given)
 
 
 def _compute(
@@ -126,7 +128,8 @@ def _turn(work: Workspace) -> contextlib.AbstractContextManager[object]:
     num = work.runtime.devices
     indices = range(num) if num > 1 else [device.index or 0]
     with contextlib.ExitStack() as turns:
-        for index in indices:  # in the same order in every run, so that no two wait for each other
+        # in the same order in every run, whatever it sees: no two wait for each other
+        for index in sorted(indices, key=device_id):
             turns.enter_context(turn_on_gpu(index, note=work.recorder.note))
         return turns.pop_all()
 

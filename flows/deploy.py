@@ -7,7 +7,6 @@ several machines, are in `deployments/prefect.yaml`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shlex
 import signal
 import time
@@ -102,8 +101,12 @@ def _serve(made: Sequence[RunnerDeployment]) -> None:
         runner.add_deployment(deployment)
     former = signal.getsignal(signal.SIGTERM)
     try:
-        with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-            asyncio.run(runner.start())
+        asyncio.run(runner.start())
+    except KeyboardInterrupt:
+        return
+    except (asyncio.CancelledError, Exception):
+        if not runner.terminated:
+            raise
     finally:  # the runner's own handler would outlive it
         signal.signal(signal.SIGTERM, former)
 
@@ -114,8 +117,8 @@ class _Runner(Runner):
     Prefect's own ends the run's process at once, and on its page the run goes on for ever.
     """
 
+    terminated = False
     _main: asyncio.Task[Any] | None = None
-    _terminated = False
 
     async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
         self._main = asyncio.current_task()
@@ -123,21 +126,24 @@ class _Runner(Runner):
 
     def handle_sigterm(self, *_: Any, **__: Any) -> None:
         if self._main is not None:
-            self._terminated = True
+            self.terminated = True
             self._main.get_loop().call_soon_threadsafe(self._main.cancel)
 
     async def __aexit__(self, *raised: Any) -> None:
-        await self._end_runs()
-        await super().__aexit__(*raised)
+        try:
+            await self._end_runs()
+        finally:
+            await super().__aexit__(*raised)
 
     async def _end_runs(self) -> None:
         """Have runs that are at work end by themselves, and Prefect hear of it."""
-        at_work = self._process_manager
-        if not self._terminated:  # a terminal's Ctrl-C has reached them too
-            await _wait(lambda: not at_work.flow_run_ids())
-        for number in at_work.flow_run_ids():
-            await at_work.kill(number)  # SIGTERM, and thirty seconds
-        await _wait(lambda: not at_work.flow_run_ids())
+        started = self._process_manager
+        if not self.terminated:  # a terminal's Ctrl-C has reached them too
+            await _wait(self.has_slots_available)
+        await _wait(lambda: self.has_slots_available() or bool(started.flow_run_ids()))
+        for number in started.flow_run_ids():
+            await started.kill(number)  # SIGTERM, and thirty seconds
+        await _wait(self.has_slots_available)
 
 
 async def _wait(done: Callable[[], bool]) -> None:

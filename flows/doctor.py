@@ -211,14 +211,15 @@ def _look_at_device(home: Path) -> str:
     if device.type == "cuda":
         import torch
 
-        name = torch.cuda.get_device_name(device)
+        name = str(device)
         try:
+            name = torch.cuda.get_device_name(device)
             ones = torch.ones(1, 1, 3, 3, device=device)
             torch.nn.functional.conv2d(ones, ones)
         except RuntimeError as error:  # a GPU that is seen, and older than torch's kernels
             raise ContaError(
-                f"{name} is seen but cannot compute ({str(error).splitlines()[0]}); set "
-                "runtime.device: cpu, or install a torch that was built for it"
+                f"{name} is seen but does not compute ({str(error).splitlines()[0]}); set "
+                "runtime.device: cpu, or compare its driver and its age with torch's"
             ) from error
         return f"{name} is used"
     if shutil.which("nvidia-smi"):

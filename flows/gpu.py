@@ -26,7 +26,7 @@ def turn_on_gpu(index: int, *, note: Callable[[str], None]) -> Iterator[None]:
         index: Index of the GPU as torch counts them.
         note: Hears of the wait.
     """
-    name = f"conta-gpu-{socket.gethostname()}-{_device_id(index)}"
+    name = f"conta-gpu-{socket.gethostname()}-{device_id(index)}"
     with get_client(sync_client=True) as client:
         try:
             limit = client.read_global_concurrency_limit_by_name(name)
@@ -46,7 +46,7 @@ def turn_on_gpu(index: int, *, note: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _device_id(index: int) -> str:
+def device_id(index: int) -> str:
     """The GPU behind an index: processes that see different GPUs count each from 0."""
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return visible[index] if index < len(visible) and visible[index] else str(index)

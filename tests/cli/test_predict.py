@@ -92,7 +92,7 @@ def test_predict_folder__odd_photos(tmp_path, predict):
         assert mask.getpalette()[:6] == [0, 0, 0, 128, 0, 0]  # VOC: black, then maroon
     assert (out / "labels.txt").read_text() == "background\ncat\ndog\nhorse\n"
     assert before == {path: path.read_bytes() for path in photos.iterdir()}
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [".predicted"]  # nothing half-written
 
 
 def test_predict_folder__one_photo_and_crf(tmp_path, predict):
@@ -120,19 +120,16 @@ def test_predict_folder__subfolders_and_equal_names(tmp_path, predict):
 
 def test_predict_folder__what_was_made_before_is_no_photo(tmp_path, predict):
     photos = tmp_path / "photos"
-    for name in ("a.jpg", "masks/a.png", "set/b.jpg", "set/JPEGImages/c.jpg"):
+    for name in ("a.jpg", "masks/a.png", "masks/of_mine.jpg", "set/b.jpg"):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 30), "green").save(photos / name)
-    (photos / "labels.txt").write_text("mine")
-    (photos / "set" / "labels.txt").write_text("of a data set")
+    for folder in (photos, photos / "set"):
+        (folder / "labels.txt").write_text("of a data set")
     for out in ("one", "two", "one"):
         done, _ = predict(photos, photos / out, overlay=True)
         assert len(done.masks) == 3
-    done, _ = predict(photos / "set", tmp_path)  # the photos lie below the masks
-    assert [path.relative_to(tmp_path).as_posix() for path in done.masks] == [
-        "JPEGImages/c.png",
-        "b.png",
-    ]
+    with pytest.raises(InputError, match="no photo in"):
+        predict(photos / "one", tmp_path / "masks of masks")
 
 
 def test_predict_folder__large_photo(tmp_path, predict):
@@ -145,6 +142,8 @@ def test_predict_folder__never_overwrites_photos(tmp_path, predict):
     write_odd_photos(tmp_path)
     with pytest.raises(InputError, match="holds the photos themselves"):
         predict(tmp_path, tmp_path / "sub" / "..")
+    with pytest.raises(InputError, match="holds the photos themselves"):
+        predict(tmp_path, tmp_path.parent)
     with pytest.raises(InputError, match="holds the photos themselves"):
         predict(tmp_path / "grey.png", tmp_path)
     read_photo(tmp_path / "grey.png")

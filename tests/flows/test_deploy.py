@@ -178,7 +178,7 @@ def test_turn__one_on_each_gpu_that_a_deployed_run_uses(monkeypatch, index, num,
 )
 def test_device_id__counts_on_the_host(monkeypatch, visible, index, device):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpu._device_id(index) == device
+    assert gpu.device_id(index) == device
 
 
 def test_serve_recipes__wrong_use(tmp_path, conta_flow):

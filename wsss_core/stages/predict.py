@@ -32,6 +32,7 @@ PHOTO_SUFFIXES = frozenset(
 )
 """Files of a folder taken for photos. HEIC cannot be read, and its owner is told so."""
 OVERLAY_FOLDER = "overlay"
+_MARK = ".predicted"  # in a folder of masks, so that they are not taken for photos later
 LIMIT_PX = 50_000_000
 """Most pixels of a photo that comes over a network; those of a phone have 12 to 50 million."""
 
@@ -127,6 +128,7 @@ def predict_folder(
     masks, failures = [], []
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / _MARK).touch()
         (out / LABELS_FILE).write_text("\n".join(predictor.labels) + "\n")
         for done, (photo, target) in enumerate(targets.items(), 1):
             try:
@@ -164,7 +166,8 @@ def _name_masks(photos: Path, out: Path) -> dict[Path, Path]:
     root = photos if photos.is_dir() else photos.parent
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the masks")
-    if out.resolve() == root.resolve():
+    above = photos.is_dir() and root.resolve().is_relative_to(out.resolve())
+    if above or out.resolve() == root.resolve():
         raise InputError(f"{out} holds the photos themselves; give another folder for the masks")
     found = _photos_below(photos, out) if photos.is_dir() else [photos]
     if not found:
@@ -182,12 +185,9 @@ def _name_masks(photos: Path, out: Path) -> dict[Path, Path]:
 
 
 def _photos_below(folder: Path, out: Path) -> list[Path]:
-    """Its photos, without true masks (`masks/`) and without what was predicted before."""
-    made = {(folder / "masks").resolve()}
-    lists = [path.parent for path in folder.rglob(LABELS_FILE) if path.parent != folder]
-    made |= {below.resolve() for below in lists if _is_made(below)}
-    if not folder.resolve().is_relative_to(out.resolve()):
-        made.add(out.resolve())
+    """Its photos, without true masks (`masks/*.png`) and without what was predicted before."""
+    made = {mark.parent.resolve() for mark in folder.rglob(_MARK)} | {out.resolve()}
+    true = (folder / "masks").resolve()
     return sorted(
         path
         for path in folder.rglob("*")
@@ -195,12 +195,8 @@ def _photos_below(folder: Path, out: Path) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and made.isdisjoint(path.resolve().parents)
+        and not (path.suffix == ".png" and true in path.resolve().parents)
     )
-
-
-def _is_made(folder: Path) -> bool:
-    """Whether a folder with a class list was written here and is no data set."""
-    return not any(folder.glob("*.csv")) and not (folder / "JPEGImages").is_dir()
 
 
 def trained_long_side_px(folder: Path) -> int:

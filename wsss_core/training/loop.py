@@ -209,13 +209,13 @@ def _train(
     history = load_checkpoint(machine.scratch, model, optimizer)
     if history:
         machine.recorder.note(f"{task.name} goes on after epoch {len(history)} of {config.epochs}")
-    if cuda and machine.device.index is not None:  # or the loader would pin by way of the first
-        torch.cuda.set_device(machine.device)
     readers = _READERS if cuda else 0
     sampler = _EpochBatches(len(items), config.batch_size, range(len(history), config.epochs), seed)
     loader = _load(_Views(view, items), sampler, seed=seed, readers=readers)
     per_epoch = math.ceil(len(items) / config.batch_size)
-    with _threads(machine.threads):
+    # where the loader pins its batches
+    place = torch.cuda.device(machine.device) if cuda else contextlib.nullcontext()
+    with _threads(machine.threads), place:
         batches = iter(loader)
         for epoch in range(len(history), config.epochs):
             task.enter_training(model)
