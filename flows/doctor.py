@@ -205,23 +205,11 @@ def _look_at_prefect(home: Path) -> str:
 
 
 def _look_at_device(home: Path) -> str:
-    from wsss_core.stages.stage import Workspace
+    from wsss_core.stages.stage import Workspace, try_gpu
 
     device = Workspace(home).device()
     if device.type == "cuda":
-        import torch
-
-        name = str(device)
-        try:
-            name = torch.cuda.get_device_name(device)
-            ones = torch.ones(1, 1, 3, 3, device=device)
-            torch.nn.functional.conv2d(ones, ones)
-        except RuntimeError as error:  # a GPU that is seen, and older than torch's kernels
-            raise ContaError(
-                f"{name} is seen but does not compute ({str(error).splitlines()[0]}); set "
-                "runtime.device: cpu, or compare its driver and its age with torch's"
-            ) from error
-        return f"{name} is used"
+        return f"{try_gpu(device)} is used"
     if shutil.which("nvidia-smi"):
         raise ContaError(
             "there is an NVIDIA driver, but torch sees no device; "

@@ -11,7 +11,7 @@ from wsss_core.errors import ContaError, InputError
 from wsss_core.models.backbones import set_training_mode
 from wsss_core.observe import SilentRecorder
 from wsss_core.stages import classifier as stage
-from wsss_core.stages.stage import Stage, Workspace
+from wsss_core.stages.stage import Stage, Workspace, try_gpu
 from wsss_core.training.loop import Machine, Trainable, train
 
 
@@ -86,3 +86,13 @@ def test_stage__a_gpu_without_memory_is_one_line(tmp_path):
     )
     with pytest.raises(ContaError, match=line):
         Stage("toy", write, lambda config: {})(Config(name="r"), work)
+
+
+def test_try_gpu__one_that_torch_was_not_built_for(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available\nmore")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "old")
+    monkeypatch.setattr(torch, "ones", fail)
+    with pytest.raises(ContaError, match=r"^cuda:7 is seen but .* \(CUDA error: no kernel image"):
+        try_gpu(torch.device("cuda", 7))

@@ -101,6 +101,24 @@ class Workspace:
         return device
 
 
+def try_gpu(device: torch.device) -> str:
+    """Compute something on a GPU; its name.
+
+    Raises:
+        ContaError: If it is seen and does not compute, for torch was not built for its age.
+    """
+    try:
+        name = torch.cuda.get_device_name(device)
+        ones = torch.ones(1, 1, 3, 3, device=device)
+        torch.nn.functional.conv2d(ones, ones)
+    except RuntimeError as error:
+        raise ContaError(
+            f"{device} is seen but does not compute ({str(error).splitlines()[0]}); set "
+            "runtime.device: cpu, or compare its driver and its age with torch's"
+        ) from error
+    return name
+
+
 @dataclass(frozen=True)
 class Job:
     """One call of a stage: everything its `write` may look at beside the input manifests.
