@@ -311,23 +311,30 @@ def test_sigterm(house, calm):
     house.finish("SIGTERM", calm.digests())
 
 
-def test_cancel_on_prefects_page(house, calm):
-    """SIGTERM comes from `conta deploy`, whose page was told to cancel."""
+@contextmanager
+def deployed_run(house):
+    """A run of `conta deploy` in its segmenter; in the end the deployment gets a SIGTERM."""
     config = load_recipe(RECIPE, SMALL)
     deploy = Victim(house.home, [*CONTA, "deploy", str(RECIPE)])
     with deploy.start(**describe_environment(house.home)) as child:
         try:
             flow_run = wait_until(lambda: ask_for_run(config), child)
             wait_until(lambda: list(house.home.glob("store/segmenter/.tmp-*")), child)
-            started = time.monotonic()
-            with get_client(sync_client=True) as client:
-                client.set_flow_run_state(flow_run, Cancelling())
-            wait_until(lambda: read_state(flow_run) == "Cancelled", child)
-            wait_until(lambda: house.processes("") == [child.pid], child)  # no worker, no server
-            print(json.dumps({"cancelled_s": round(time.monotonic() - started, 1)}))
+            yield child, flow_run
         finally:
             child.terminate()
     house.count_left()
+
+
+def test_cancel_on_prefects_page(house, calm):
+    """SIGTERM comes from `conta deploy`, whose page was told to cancel."""
+    with deployed_run(house) as (child, flow_run):
+        started = time.monotonic()
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run, Cancelling())
+        wait_until(lambda: read_state(flow_run) == "Cancelled", child)
+        wait_until(lambda: house.processes("") == [child.pid], child)  # no worker, no server
+        print(json.dumps({"cancelled_s": round(time.monotonic() - started, 1)}))
     assert house.record()["prefect_run"] == str(flow_run)
     house.check_stopped()
     house.finish("cancel on Prefect's page", calm.digests())
@@ -336,15 +343,8 @@ def test_cancel_on_prefects_page(house, calm):
 
 def test_sigterm_to_a_deployment(house, calm):
     """The run at work stops as if it had been told itself."""
-    config = load_recipe(RECIPE, SMALL)
-    deploy = Victim(house.home, [*CONTA, "deploy", str(RECIPE)])
-    with deploy.start(**describe_environment(house.home)) as child:
-        try:
-            flow_run = wait_until(lambda: ask_for_run(config), child)
-            wait_until(lambda: list(house.home.glob("store/segmenter/.tmp-*")), child)
-        finally:
-            child.terminate()
-    house.count_left()
+    with deployed_run(house) as (_child, flow_run):
+        pass
     house.check_stopped()
     assert read_state(flow_run) == "Crashed"
     house.finish("SIGTERM to conta deploy", calm.digests())
