@@ -134,9 +134,11 @@ class _Views(Dataset[Batch | ContaError]):
 
 
 def _collate(views: list[Batch | ContaError]) -> Batch | ContaError:
-    error = next((view for view in views if isinstance(view, ContaError)), None)
-    collated: Batch = default_collate(views) if error is None else {}
-    return error or collated
+    for view in views:
+        if isinstance(view, ContaError):
+            return view
+    batch: Batch = default_collate(views)
+    return batch
 
 
 def train(
