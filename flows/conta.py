@@ -76,13 +76,11 @@ def _complete(config: Config) -> Config:
     Prefect replaces the parameter `config` as a whole: what a start by its API does not name would
     be conta's default, and scenes would be drawn in the place of somebody's photos.
     """
-    if flow_run.id is None or deployment.id is None:
+    given = deployment.parameters.get("config", {})
+    if deployment.id is None or given.keys() >= Config.model_fields.keys():  # as the form gives
         return config
     with get_client(sync_client=True) as client:
-        given = client.read_flow_run(UUID(flow_run.id)).parameters.get("config", {})
         deployed = client.read_deployment(UUID(deployment.id)).parameters.get("config", {})
-    if given.keys() >= Config.model_fields.keys():  # the page's form gives all
-        return config
     return lay_over(parse_config(deployed), given)
 
 

@@ -156,6 +156,8 @@ def _lost_the_server(error: Exception) -> bool:
     """Whether Prefect's runner ended because its server did not answer."""
     if isinstance(error, ExceptionGroup):
         return all(map(_lost_the_server, error.exceptions))
+    if isinstance(error, httpx.HTTPStatusError):  # a proxy before it answers in its place
+        return error.response.is_server_error
     return isinstance(error, httpx.TransportError) or "error threshold" in str(error)
 
 

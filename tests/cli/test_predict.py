@@ -132,6 +132,15 @@ def test_predict_folder__what_was_made_before_is_no_photo(tmp_path, predict):
         predict(photos / "one", tmp_path / "masks of masks")
 
 
+def test_predict_folder__photos_beside_a_mask_that_was_put_there(tmp_path, predict):
+    for name in ("new.jpg", "pets/a.jpg", "pets/more/b.jpg", "pets/overlay/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), "green").save(tmp_path / name)
+    predict(tmp_path / "new.jpg", tmp_path / "pets")
+    done, _ = predict(tmp_path / "pets", tmp_path / "masks of pets")
+    assert [path.name for path in done.masks] == ["a.png", "b.png"]
+
+
 def test_predict_folder__large_photo(tmp_path, predict):
     Image.new("RGB", (1600, 900), "blue").save(tmp_path / "large.jpg")
     done, _ = predict(tmp_path / "large.jpg", tmp_path / "out")

@@ -93,8 +93,7 @@ def test_complete__a_start_that_gives_a_part_keeps_the_deployments_settings(
         known = client.read_deployment_by_name("conta/toy-recipe")
         given = {"config": {"seed": 4, "causal": {"prior": "frequency"}}}
         started = client.create_flow_run_from_deployment(known.id, parameters=given)
-        monkeypatch.setattr(conta, "deployment", SimpleNamespace(id=str(known.id)))
-        monkeypatch.setattr(conta, "flow_run", SimpleNamespace(id=str(started.id)))
+        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(started.id))  # as who serves it sets it
         config = conta._complete(parse_config(given["config"]))
         client.delete_deployment(known.id)
     assert (config.name, config.rounds, config.causal.context) == ("toy-recipe", 3, "none")
@@ -188,6 +187,11 @@ def test_serve_recipes__wrong_use(tmp_path, conta_flow):
         deploy.serve_recipes(conta_flow, [RECIPE], home=tmp_path, cron="at night", say=print)
 
 
+def _status(code):
+    request = httpx.Request("GET", "http://127.0.0.1/api/health")
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(code))
+
+
 def test_serve_recipes__waits_for_a_server_that_went_away(home, conta_flow, monkeypatch):
     ends = [ExceptionGroup("", [RuntimeError("Service exceeded error threshold.")]), None]
     answers, lines = [False, True], []
@@ -204,7 +208,8 @@ def test_serve_recipes__waits_for_a_server_that_went_away(home, conta_flow, monk
     deploy.serve_recipes(conta_flow, [RECIPE], home=home, cron=None, say=lines.append)
     assert lines[-2].startswith("Prefect's server does not answer.")
     assert (lines[-1], ends, answers) == ("Prefect's server is back: served as before", [], [])
-    assert not deploy._lost_the_server(httpx.HTTPStatusError("401", request=None, response=None))
+    assert not deploy._lost_the_server(_status(401))
+    assert deploy._lost_the_server(_status(502))  # a proxy speaks for it
     mixed = [ValueError("a bug"), httpx.ConnectError("gone")]
     assert not deploy._lost_the_server(ExceptionGroup("", mixed))
     ends.append(RuntimeError("a fault of ours"))

@@ -82,7 +82,7 @@ def test_stage__a_gpu_without_memory_is_one_line(tmp_path):
     work = Workspace(tmp_path, runtime=RuntimeConfig(device="cpu"))
     line = (
         r"toy needs more memory than cpu has free \(CUDA out of memory. Tried .* 20.00 MiB\);"
-        " lower batch_size or crop_px of its training, or set runtime.device"
+        " where it trains, lower its batch_size or crop_px, else data.long_side_px, or set"
     )
     with pytest.raises(ContaError, match=line):
         Stage("toy", write, lambda config: {})(Config(name="r"), work)

@@ -186,8 +186,10 @@ def _name_masks(photos: Path, out: Path) -> dict[Path, Path]:
 
 def _photos_below(folder: Path, out: Path) -> list[Path]:
     """Its photos, without true masks (`masks/*.png`) and without what was predicted before."""
-    made = {mark.parent.resolve() for mark in folder.rglob(_MARK)} | {out.resolve()}
-    true = (folder / "masks").resolve()
+    marked = {mark.parent.resolve() for mark in folder.rglob(_MARK)}
+    # photos may lie beside masks: somebody's `-o` was the folder that was to be segmented next
+    masks = {(folder / "masks").resolve(), *marked}
+    made = {out.resolve(), *(place / OVERLAY_FOLDER for place in marked)}
     return sorted(
         path
         for path in folder.rglob("*")
@@ -195,7 +197,7 @@ def _photos_below(folder: Path, out: Path) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and made.isdisjoint(path.resolve().parents)
-        and not (path.suffix == ".png" and true in path.resolve().parents)
+        and (path.suffix != ".png" or masks.isdisjoint(path.resolve().parents))
     )
 
 

@@ -218,8 +218,9 @@ class Stage:
         except torch.OutOfMemoryError as error:
             asked = str(error).partition(". GPU")[0]  # what follows are numbers of the allocator
             raise ContaError(
-                f"{self.name} needs more memory than {work.device()} has free ({asked}); lower "
-                "batch_size or crop_px of its training, or set runtime.device"
+                f"{self.name} needs more memory than {work.device()} has free ({asked}); where "
+                "it trains, lower its batch_size or crop_px, else data.long_side_px, or set "
+                "runtime.device"
             ) from error
         finally:
             release_memory()
