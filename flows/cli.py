@@ -363,8 +363,7 @@ def export_masks(
     home = open_home()
     found, chosen = find_round(home, model, stage="masks")
     work = Workspace(home, recorder=ConsoleRecorder())
-    data = found.shared.get("scenes") or found.shared["dataset"]
-    count = export(chosen.manifests["masks"], data=data, work=work, out=out)
+    count = export(chosen.manifests["masks"], data=found.photos, work=work, out=out)
     typer.echo(f"{count} masks in {out / 'SegmentationClass'}")
 
 
@@ -392,7 +391,7 @@ def export_onnx(
     check_data_root(found, root)
     work = Workspace(home, root)
     segmenter = work.store.open(chosen.manifests["segmenter"])
-    data = work.dataset(found.shared.get("scenes") or found.shared["dataset"])
+    data = work.dataset(found.photos)
     photo = data.splits["train"][0].path
     parity = export(segmenter, out, photo=photo)
     height, width = parity.size

@@ -17,7 +17,7 @@ from flows.cost import check_cost
 from flows.environment import locate_data, open_home
 from flows.gpu import device_id, turn_on_gpu
 from flows.patience import pass_over_events
-from flows.plan import check_backbones, check_data, label_call, plan_rounds
+from flows.plan import check_backbones, check_data, check_until, label_call, plan_rounds
 from flows.progress import FlowRecorder
 from flows.report import publish_report, write_report
 from flows.review import ChangedError, ask_reviewer, check_reviewer
@@ -93,8 +93,10 @@ def _compute(
     stop: tuple[str, int] | None,
 ) -> tuple[str, Config | None]:
     """Do a run; returns its name, and the settings of the one that goes on in its place, if any."""
+    scored = score_what_is_there(config, work.dataset(data).splits)
+    if stop is not None:
+        check_until(plan_rounds(scored, work, data, truth, verify=False), *stop)
     with work_on_run(config, work, data, None if truth is None else truth.masks) as (run, tracker):
-        scored = score_what_is_there(config, work.dataset(data).splits)
         for split in ("train", *scored.data.val):
             if truth is not None and split not in truth.splits:
                 work.recorder.note(f"no photo of {split} has a true mask, so it is not scored")

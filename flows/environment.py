@@ -104,7 +104,8 @@ def locate_data(config: Config) -> Config:
     """The settings with an absolute `data.root`; the folders of seeds and masks are looked for.
 
     Raises:
-        InputError: If there is no such folder, or none was given where one is needed.
+        InputError: If there is no such folder, none was given where one is needed, or a setting
+            asks for photos where scenes are drawn.
     """
     from wsss_core.errors import InputError
 
@@ -116,6 +117,13 @@ def locate_data(config: Config) -> Config:
                 f"{folder} is in, or give its whole path"
             )
     if config.data.source == "scenes":
+        if config.data.limit is not None:
+            raise InputError("data.limit is for photos; set data.scenes.photos to draw fewer")
+        if config.data.root is not None:
+            raise InputError(
+                f"source 'scenes' draws its photos, so {config.data.root} would not be looked at; "
+                "leave --data (data.root) out, or take recipes/photos.yaml"
+            )
         return config
     if config.data.root is None:
         raise InputError(

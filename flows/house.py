@@ -73,7 +73,7 @@ def find_roots(home: Path) -> Roots:
                 "start the run again, or remove its folder"
             )
     known = runs.list_runs(home)
-    stops = [run.under_way for run in known if run.status != "finished"]
+    stops = [run.under_way for run in known if run.status != "finished" and run.rounds]
     return Roots(
         frozenset(
             (made.stage, made.key)

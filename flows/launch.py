@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from flows.plan import Planned
     from flows.study import Study
 
-STAGES = runs.MAIN_STAGES
-"""What `until` may name."""
-
 
 def execute(
     config: Config, *, home: Path, until: str | None = None, former: runs.Run | None = None
@@ -33,7 +30,7 @@ def execute(
     Args:
         config: The settings; `data.root` says where the photos are.
         home: CONTA_HOME.
-        until: Stop in round 0 after the stages of this name; one of `STAGES`.
+        until: Stop in round 0 after the stages of this name; one of `runs.MAIN_STAGES`.
         former: The run that this has to be.
 
     Returns:
@@ -234,11 +231,12 @@ def _exit(number: int, _frame: object) -> None:
 
 
 def _check_until(until: str | None, config: Config) -> None:
-    """Refuse a stage that does not exist, or that a run by these settings never comes to."""
+    """Refuse a stage that does not exist, or that by these settings no data would lead to."""
     if until is None:
         return
-    if until not in STAGES:
-        raise InputError(f"no stage {until!r} to stop after; there are: {', '.join(STAGES)}")
+    if until not in runs.MAIN_STAGES:
+        known = ", ".join(runs.MAIN_STAGES)
+        raise InputError(f"no stage {until!r} to stop after; there are: {known}")
     if until.startswith("boundary") and config.expansion.method != "irn":
         raise InputError(
             f"stage {until} belongs to expansion.method irn, but it is "

@@ -16,11 +16,13 @@ from tasks import stages
 from tasks.policy import stage_of
 from wsss_core.config import Config
 from wsss_core.data.labels import BACKGROUND
-from wsss_core.errors import SettingsError
+from wsss_core.errors import InputError, SettingsError
 from wsss_core.evaluation.report import core_labels
 from wsss_core.models.backbones import check_backbone
+from wsss_core.models.classifier import fused_blocks
 from wsss_core.observe import ConsoleRecorder
 from wsss_core.records import Dataset, Manifest
+from wsss_core.stages.boundary import OUTPUT_STRIDE
 from wsss_core.stages.data import index_data, index_truth
 from wsss_core.stages.stage import Stage, Workspace
 
@@ -42,6 +44,11 @@ class Planned:
     stage: str
     hit: bool
     reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The stage without its split."""
+        return self.stage.partition("/")[0]
 
     def __str__(self) -> str:
         """A line for a list."""
@@ -118,34 +125,73 @@ def plan_rounds(
 def plan_run(config: Config, home: Path, until: str | None = None) -> list[Planned]:
     """Every call of a run, its data first; those that `until` leaves out are left out."""
     rows = _plan_all(config, home)
-    names = [row.stage.partition("/")[0] for row in rows]
     if until is None:
         return rows
+    check_until(rows, until)
+    names = [row.name for row in rows]
     later = set(MAIN_STAGES) - {until}
-    begun = names.index(until) if until in names else len(rows)
+    begun = names.index(until)
     return rows[: next((n for n in range(begun, len(rows)) if names[n] in later), len(rows))]
+
+
+def check_until(rows: Sequence[Planned], until: str, last_round: int = 0) -> None:
+    """Refuse to stop after a stage that a run never comes to, so that it would go on to its end.
+
+    Args:
+        rows: Every call of every round.
+        until: Name of the stage.
+        last_round: The first round that it may stop in.
+
+    Raises:
+        InputError: If no such round has the stage.
+    """
+    there = [row for row in rows if row.round is not None and row.round >= last_round]
+    if until not in {row.name for row in there}:
+        names = {row.name: None for row in there if row.name in MAIN_STAGES}
+        raise InputError(
+            f"from round {last_round} on this run has no stage {until!r} to stop after; "
+            f"it has: {', '.join(names) or 'none'}"
+        )
 
 
 def check_backbones(config: Config) -> None:
     """Look up what only a later stage would build.
 
     Raises:
-        InputError: For an unknown backbone.
+        InputError: For a backbone that cannot be built as the settings ask.
     """
-    backbones = [config.classifier.backbone, config.segmenter.backbone]
+    fused = fused_blocks(config.causal.fusion) if config.rounds and config.causal.has_map else ()
+    classifier, segmenter = config.classifier, config.segmenter
+    check_backbone(
+        classifier.backbone,
+        pretrained=classifier.pretrained,
+        output_stride=classifier.output_stride,
+        fused=fused,
+    )
+    check_backbone(
+        segmenter.backbone,
+        pretrained=segmenter.pretrained,
+        output_stride=segmenter.output_stride,
+    )
     if config.expansion.method == "irn":
-        backbones.append(config.expansion.irn.boundary.backbone)
-    for name in backbones:
-        check_backbone(name)
+        boundary = config.expansion.irn.boundary
+        check_backbone(
+            boundary.backbone, pretrained=boundary.pretrained, output_stride=OUTPUT_STRIDE
+        )
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
     """Refuse settings that the data cannot answer before the first stage needs them.
 
     Raises:
-        SettingsError: For a core class that is none, or a photo alone whose context is to be
-            another's.
+        SettingsError: For a core class that is none, a val list that scenes have not, or a photo
+            alone whose context is to be another's.
     """
+    if config.data.source == "scenes":
+        for name in config.data.val:
+            if name not in dataset.splits:
+                known = ", ".join(split for split in dataset.splits if split != "train")
+                raise SettingsError(f"data.val: scenes have no list {name!r}; they have: {known}")
     core_labels(config.data.core_classes, names=[BACKGROUND, *dataset.classes])
     if config.causal.context != "shuffled_photo" or not config.rounds:
         return

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from flows import locks
 from wsss_core.config import Config
@@ -161,6 +161,11 @@ class Run(BaseModel):
     _finished: list[Round] | None = PrivateAttr(None)
 
     @property
+    def photos(self) -> Manifest:
+        """The photos it learns from, indexed or drawn."""
+        return self.shared.get("scenes") or self.shared["dataset"]
+
+    @property
     def as_asked(self) -> bool:
         """Whether it came to where it was told to stop, or goes on under another name."""
         ends = self.reason.startswith(GOES_ON) or self.reason.endswith(AS_ASKED)
@@ -245,6 +250,7 @@ def open_run(home: Path, name: str, config: Config, data: Manifest, truth: Manif
         data_root=None if config.data.root is None else str(config.data.root),
         shared={made.stage: made for made in (data, truth) if made is not None},
         rounds=[] if former is None else former.rounds,
+        under_way=None if former is None else former.under_way,
         started_ms=time.time_ns() // 1_000_000,
     )
     same = former is not None and former.config.get("rounds") == config.rounds
@@ -268,7 +274,7 @@ def read_run(home: Path, name: str) -> Run | None:
     """What `run.json` says; None without one that can be read."""
     try:
         return Run.model_validate_json((run_folder(home, name) / _RECORD).read_text())
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 

@@ -321,7 +321,7 @@ def _settle(home: Path, links: Mapping[str, str], say: Callable[[str], None]) ->
     """Close what dead runs left open, for the pages would show them as running."""
     if dead_starts(home) or any(is_dead(home, run) for run in runs.list_runs(home)):
         if _given_api() is None:
-            os.environ["PREFECT_API_URL"] = f"{links['prefect']}/api"
+            _point_prefect(Server(links["prefect"], "/api/health"))
         from flows.settle import settle_dead
 
         settle_dead(home, note=say)

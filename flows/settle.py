@@ -97,16 +97,20 @@ def _prefect_answers() -> bool:
 def _close_flow_run(flow_run_id: str, why: str) -> bool:
     """Mark a flow run and its tasks as crashed where they are not over; False if nobody answers."""
     try:
+        number = UUID(flow_run_id)
+    except ValueError:  # a file that somebody put there
+        return True
+    try:
         with get_client(sync_client=True) as client:
-            dead = client.read_flow_run(UUID(flow_run_id))
+            dead = client.read_flow_run(number)
             ours = str(dead.id) == flow_run.id  # a retry: its earlier tasks alone are dead
             _close_tasks(client, dead.id, before=dead.run_count if ours else None, why=why)
             state = dead.state
             if not ours and state is not None and (state.is_running() or state.is_cancelling()):
                 client.set_flow_run_state(dead.id, Crashed(message=why), force=True)
-    except (ObjectNotFound, ValueError):  # another server's, or none of ours
+    except ObjectNotFound:  # another server's
         return True
-    except (HTTPError, OSError, PrefectException) as error:
+    except (HTTPError, OSError, PrefectException, ValueError) as error:
         logger.warning("flow run %s died, and Prefect could not be told: %s", flow_run_id, error)
         return False
     return True

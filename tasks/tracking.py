@@ -218,8 +218,8 @@ class Tracker:
         if self._panels and manifest.stage in PICTURES:
             for picture in sorted(folder.glob(PICTURES[manifest.stage])):
                 self._file(self._show, picture, number, at)
-        if self._no_files and manifest.stage in PICTURES:
-            return  # the next start tries again
+        if manifest.stage in PICTURES and (self._no_files or not self._panels):
+            return  # a later start tries again, or asks for them
         self._client.set_tag(child.info.run_id, tag, manifest.key)
         child.data.tags[tag] = manifest.key
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from wsss_core.errors import StoreError
@@ -119,7 +119,7 @@ class Store:
         """The manifest under a key, unverified; None if there is none or it cannot be read."""
         try:
             return Manifest.model_validate_json((self.root / stage / key / _MANIFEST).read_text())
-        except (OSError, ValidationError):
+        except (OSError, ValueError):
             return None
 
     def find(self, stage: str, key: str) -> tuple[Manifest | None, str | None]:

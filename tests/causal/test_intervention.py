@@ -266,17 +266,17 @@ def test_intervention__half_precision_never_reaches_it():
 
 
 def test_intervention__starts_near_uniform():
-    """n=20, 32x32, N(0, 0.02): alpha within a few % of 1/n, M differs by < 1 %."""
+    """n=20, 32x32, N(0, 0.02): alpha is 2 % off 1/n on average and 11 % at most."""
     confounders = ConfounderSet(
         c=blobs(20, 32, seed=0), counts=np.ones(20, np.int64), prior=np.full(20, 0.05, np.float32)
     )
     module = Intervention(confounders, scale="paper", seed=0)
     x_m = torch.from_numpy(blobs(200, 32, seed=1))
     alpha = module.alpha(x_m).detach()
-    assert (alpha * 20 - 1).abs().mean() < 0.12
-    assert (alpha * 20 - 1).abs().max() < 0.3
+    assert (alpha * 20 - 1).abs().mean() < 0.03
+    assert (alpha * 20 - 1).abs().max() < 0.15
     report = context_report(module, x_m)
-    assert 0.0005 < report["context/m_spread"] < 0.03
+    assert 0.0005 < report["context/m_spread"] < 0.015
     assert 0.0005 < report["context/alpha_spread"] < 0.1
     assert report["context/alpha_entropy"] > 0.99
 

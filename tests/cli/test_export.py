@@ -72,6 +72,14 @@ def test_export_masks__out_is_a_file(tmp_path, work, masks, data):
         export_masks(masks, data=data, work=work, out=tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["tags.csv", "JPEGImages"])
+def test_export_masks__never_into_a_data_set(tmp_path, work, masks, data, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match="out holds photos; in there masks count as true"):
+        export_masks(masks, data=data, work=work, out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_store__refuses_another_layout(work, masks):
     (work.store.root / "format").write_text("99\n")
     with pytest.raises(StoreError, match="has layout 99, this version reads 1"):

@@ -158,6 +158,16 @@ def test_predict_folder__never_overwrites_photos(tmp_path, predict):
     read_photo(tmp_path / "grey.png")
 
 
+def test_predict_folder__never_overwrites_masks_of_another_origin(tmp_path, predict):
+    for name in ("pets/a.jpg", "pets/masks/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), "green").save(tmp_path / name)
+    before = (tmp_path / "pets/masks/a.png").read_bytes()
+    with pytest.raises(InputError, match=r"masks/a\.png is not of `conta predict`; give another"):
+        predict(tmp_path / "pets", tmp_path / "pets/masks")
+    assert (tmp_path / "pets/masks/a.png").read_bytes() == before
+
+
 def test_predict_folder__nothing_to_do(tmp_path, predict):
     with pytest.raises(InputError, match="does not exist"):
         predict(tmp_path / "nowhere", tmp_path / "out")
@@ -172,6 +182,7 @@ def test_predict_folder__nothing_to_do(tmp_path, predict):
 def test_predict_folder__out_cannot_be_written(tmp_path, predict):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".predicted").touch()  # it is the home of former masks
     (tmp_path / "out" / "a.png").mkdir()  # where the mask should go
     with pytest.raises(StoreError, match=r"a\.png"):
         predict(tmp_path / "a.png", tmp_path / "out")

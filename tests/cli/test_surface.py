@@ -84,7 +84,7 @@ def test_help__every_verb_and_option_explains_itself():
 
 
 def test_until__names_the_stages_that_exist():
-    from flows.launch import STAGES
+    from flows.runs import MAIN_STAGES
 
     named = cli.STAGES.replace(" or ", ", ").split(", ")
-    assert named == list(STAGES)
+    assert named == list(MAIN_STAGES)

@@ -416,6 +416,14 @@ def test_at_round__the_latest_change_until_it():
     assert config.at_round(2).seeds.scales == config.seeds.scales
 
 
+@pytest.mark.parametrize("network", ["classifier", "segmenter"])
+def test_config__batch_norm_does_not_learn_from_parts_of_batches(network):
+    tree = {"runtime": {"devices": 2}, network: {"freeze_bn": False}}
+    with pytest.raises(SettingsError, match=f"{network}.freeze_bn false: it would learn from each"):
+        parse_config(tree)
+    assert parse_config({network: {"freeze_bn": False}}).runtime.devices == 1
+
+
 def test_runtime__several_devices_are_not_one_gpu():
     with pytest.raises(SettingsError, match="device 'cuda:1' is one GPU; for devices 2 say auto"):
         parse_config({"runtime": {"device": "cuda:1", "devices": 2}})

@@ -104,6 +104,8 @@ def test_folder_bytes__files_links_and_nothing(home):
     (home / "a" / "e").symlink_to("/nowhere/at/all")
     assert folder_bytes(home / "a") == 3 + 4 + len("/nowhere/at/all")
     assert folder_bytes(home / "a" / "d") == 4
+    (home / "a" / "b" / "f").hardlink_to(home / "a" / "d")
+    assert folder_bytes(home / "a") == 3 + 4 + len("/nowhere/at/all")
     assert folder_bytes(home / "none") == 0
 
 

@@ -97,6 +97,10 @@ def flip_byte(path):
         (lambda f: (f / "index.jsonl").unlink(), "index.jsonl is missing"),
         (lambda f: flip_byte(f / "manifest.json"), "manifest.json is missing or unreadable"),
         (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
+        (
+            lambda f: (f / "manifest.json").write_bytes(b"{\xff}"),
+            "manifest.json is missing or unreadable",
+        ),
     ],
 )
 def test_find__damage_is_named_and_publish_mends_it(store, damage, reason):

@@ -84,6 +84,9 @@ def test_find_roots__a_run_of_an_earlier_release_keeps_all_scratch(home):
     run.under_way = None
     runs.save_run(home, run)
     assert house.find_roots(home).scratch is None
+    run.rounds.clear()  # it was refused before its first stage
+    runs.save_run(home, run)
+    assert house.find_roots(home).scratch == frozenset()
 
 
 def test_await_collection__says_for_whom_it_waits(home, monkeypatch):

@@ -65,7 +65,13 @@ def test_plan_run__until_leaves_out_what_a_run_does_not_come_to(tmp_path):
             {"expansion": {"method": "irn", "irn": {"boundary": {"backbone": "resnet51"}}}},
             "unknown backbone 'resnet51'; use lite0, ",
         ),
+        ({"segmenter": {"backbone": "convnext_nano"}}, "this timm model has 4 taps; a backbone"),
+        (
+            {"segmenter": {"backbone": "swin_tiny_patch4_window7_224"}},
+            "backbone 'swin_tiny_patch4_window7_224' cannot give features at stride 16",
+        ),
         ({"data": {"core_classes": ["kat"]}}, "data.core_classes: 'kat' is not a class of this"),
+        ({"data": {"val": ["val", "val_doo"]}}, "data.val: scenes have no list 'val_doo'; they"),
         (
             {"causal": {"context": "shuffled_photo"}},
             "causal.context 'shuffled_photo' needs an",

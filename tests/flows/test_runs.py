@@ -107,6 +107,19 @@ def test_close_run__a_finished_run_that_only_looked_again_stays_finished(
     assert found.as_asked == (status == "stopped")
 
 
+def test_open_run__a_start_that_is_refused_leaves_where_the_former_one_stopped(tmp_path):
+    data = manifest("scenes")
+    run = runs.open_run(tmp_path, "r", Config(rounds=0), data, None)
+    run.start_round(0)
+    run.under_way = runs.UnderWay(round=0, label="segmenter", stage="segmenter", key="k")
+    run.status = "stopped"
+    runs.close_run(tmp_path, run)
+    again = runs.open_run(tmp_path, "r", Config(rounds=0), data, None)
+    again.status, again.reason = "failed", "the disk is full"
+    runs.close_run(tmp_path, again)
+    assert runs.read_run(tmp_path, "r").under_way.key == "k"
+
+
 def test_find_run__names_beginnings_and_latest(tmp_path):
     with pytest.raises(InputError, match="no run in"):
         runs.find_run(tmp_path, "latest")
@@ -150,8 +163,9 @@ def test_find_round__masks_need_no_segmenter(tmp_path):
 
 def test_list_runs__skips_what_cannot_be_read(tmp_path):
     saved(tmp_path, "good-1")
-    (tmp_path / "runs" / "half").mkdir()
-    (tmp_path / "runs" / "half" / "run.json").write_text("{")
+    for name, content in (("half", b"{"), ("damaged", b"{\xff}")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "run.json").write_bytes(content)
     assert [run.name for run in runs.list_runs(tmp_path)] == ["good-1"]
 
 

@@ -224,6 +224,32 @@ def test_open_prefect__then_that_of_a_live_ui(tmp_path, somebody):
 
 
 @pytest.mark.usefixtures("clean_environment")
+def test_settle__asks_the_server_that_the_ui_brought(tmp_path, somebody, monkeypatch):
+    from prefect.client.orchestration import get_client
+    from prefect.context import refresh_global_settings_context
+
+    from flows import settle
+
+    os.environ.pop("PREFECT_API_URL", None)
+    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # as conta sets it
+    refresh_global_settings_context()
+    start = tmp_path / "starts" / "11111111-1111-4111-8111-111111111111"
+    start.parent.mkdir()
+    start.write_text("")
+    settle.settle_dead(tmp_path, note=print)
+    assert start.exists()  # nobody could be told
+
+    def ask(home, *, note):
+        with get_client(sync_client=True) as client:
+            note(str(client.api_url))
+
+    said = []
+    monkeypatch.setattr(settle, "settle_dead", ask)
+    servers._settle(tmp_path, {"prefect": somebody}, said.append)
+    assert [line.rstrip("/") for line in said] == [f"{somebody}/api"]
+
+
+@pytest.mark.usefixtures("clean_environment")
 def test_set_defaults__the_user_wins(tmp_path):
     os.environ["MLFLOW_TRACKING_URI"] = "http://mlflow.lab:5000"
     os.environ.pop("PREFECT_RESULTS_DEFAULT_SERIALIZER", None)
@@ -288,6 +314,12 @@ def test_execute__wrong_use_is_found_before_any_server(tmp_path):
     plain = parse_config({"causal": {"context": "none"}})
     with pytest.raises(InputError, match="context 'none' finds no confounders"):
         launch.execute(plain, home=tmp_path / "home", until="confounders")
+    for data, message in (
+        ({"limit": 20}, "data.limit is for photos; set data.scenes.photos"),
+        ({"root": str(tmp_path)}, "source 'scenes' draws its photos, so .* leave --data"),
+    ):
+        with pytest.raises(InputError, match=message):
+            launch.execute(parse_config({"data": data}), home=tmp_path / "home")
     photos = {"data": {"source": "photos"}}
     with pytest.raises(InputError, match="give it with --data DIR"):
         launch.execute(parse_config(photos), home=tmp_path / "home")

@@ -304,6 +304,13 @@ def test_verify__says_what_differs_from_the_cells(place, tmp_path):
         check()
 
 
+@pytest.mark.parametrize("cells", sorted(CELLS.iterdir()), ids=lambda folder: folder.name)
+def test_verify__what_ships_is_what_its_cells_give(cells):
+    """Tables, picture, and what docs/findings.md quotes of them."""
+    asked = study.load_study(ROOT / "recipes" / "studies" / f"{cells.name}.yaml")
+    study.verify(asked, cells, findings=ROOT / "docs" / "findings.md")
+
+
 @pytest.mark.flow
 def test_study_flow__shared_stages_once_and_only_missing_cells(home, place, tmp_path, monkeypatch):
     from flows.cells import study_flow

@@ -4,6 +4,7 @@ import errno
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -70,3 +71,5 @@ def test_naming__says_where_and_keeps_who_mends_it():
         raise OSError("truncated")
     with pytest.raises(KeyboardInterrupt), naming("photos", ["a"]):
         raise KeyboardInterrupt
+    with pytest.raises(torch.OutOfMemoryError, match="20 MiB"), naming("photos", ["a"]):
+        raise torch.OutOfMemoryError("20 MiB")  # the stage knows what helps

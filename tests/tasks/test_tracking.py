@@ -139,6 +139,10 @@ def test_tracker__panels_none_keeps_photos_out(home):
     tracker = open_tracker(home, [], tracking={"panels": "none"})
     tracker.sync(0, "draw_panels", scored("p", "draw_panels"), artifact)
     assert mlflow.MlflowClient().list_artifacts(tracker.run_id, "images") == []
+    asked = open_tracker(home, [])  # it is the same run
+    asked.sync(0, "draw_panels", scored("p", "draw_panels"), artifact)
+    assert len(mlflow.MlflowClient().list_artifacts(tracker.run_id, "images")) > 0
+    assert asked.run_id == tracker.run_id
 
 
 def test_keep_page__is_an_artifact_of_the_run(home, tmp_path):

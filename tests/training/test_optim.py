@@ -78,8 +78,9 @@ def test_build_optimizer__three_steps_equal_sgd_by_hand(momentum, weight_decay, 
 
 
 def test_build_optimizer__irns_swapped_argument_is_a_setting():
-    """irn's SGD(groups, lr, weight_decay) puts 1e-4 in momentum's place and decays nothing."""
-    _, _, ours = build(momentum=1e-4, weight_decay=0.0)
-    irn = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, 1e-4)
+    """irn's SGD(groups, lr, weight_decay) puts 1e-4 in momentum's place; its groups decay too."""
+    _, _, ours = build(momentum=1e-4, weight_decay=1e-4)
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1, "weight_decay": 1e-4}]
+    irn = torch.optim.SGD(groups, 0.1, 1e-4)
     for name in ("momentum", "weight_decay", "dampening", "nesterov"):
         assert {group[name] for group in ours.param_groups} == {irn.param_groups[0][name]}

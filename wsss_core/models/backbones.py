@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,20 +99,27 @@ def build_backbone(name: str, *, pretrained: bool, output_stride: int, seed: int
         return _build_timm(name, pretrained=pretrained, output_stride=output_stride)
 
 
-def check_backbone(name: str) -> None:
-    """Look a trunk up without building it.
+def check_backbone(
+    name: str, *, pretrained: bool, output_stride: int, fused: Iterable[int] = ()
+) -> None:
+    """Make sure that a trunk can be built, which a stage may do hours later.
+
+    Args:
+        name: As for `build_backbone`.
+        pretrained: Whether its weights have to be in CONTA_WEIGHTS, where that is set.
+        output_stride: 8 or 16.
+        fused: Blocks that a context map is to join.
 
     Raises:
-        InputError: For an unknown name.
+        InputError: For an unknown name, a stride or a fusion that it has not, or missing weights.
     """
+    if name in _RESNET_FILES and pretrained and "CONTA_WEIGHTS" in os.environ:
+        _given_weights(name, os.environ["CONTA_WEIGHTS"])
     if name == "lite0" or name in _RESNET_FILES:
         return
-    import timm
-
-    if name not in timm.list_models():
-        raise InputError(
-            f"unknown backbone '{name}'; use lite0, resnet50, resnet101 or a name timm lists"
-        )
+    backbone = build_backbone(name, pretrained=False, output_stride=output_stride)
+    for block in fused:
+        backbone.first_convolution(block)
 
 
 def freeze(backbone: Backbone, *, until: int, batch_norm: bool) -> None:
@@ -198,11 +205,7 @@ def _resnet_weights(name: str) -> dict[str, Tensor]:
     file = _RESNET_FILES[name]
     folder = os.environ.get("CONTA_WEIGHTS")
     if folder is not None:
-        path = Path(folder) / file
-        if not path.is_file():
-            raise InputError(
-                f"CONTA_WEIGHTS holds no {file}; put torchvision's file of that name there"
-            )
+        path = _given_weights(name, folder)
         _check_sha(path, file)
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return weights
@@ -210,6 +213,15 @@ def _resnet_weights(name: str) -> dict[str, Tensor]:
     return _fetch(
         lambda: torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True), name
     )
+
+
+def _given_weights(name: str, folder: str) -> Path:
+    path = Path(folder) / _RESNET_FILES[name]
+    if not path.is_file():
+        raise InputError(
+            f"CONTA_WEIGHTS holds no {path.name}; put torchvision's file of that name there"
+        )
+    return path
 
 
 def _check_sha(path: Path, file: str) -> None:
@@ -235,7 +247,10 @@ def _fetch(load: Callable[[], dict[str, Tensor]], name: str) -> dict[str, Tensor
 def _build_timm(name: str, *, pretrained: bool, output_stride: int) -> Backbone:
     import timm
 
-    check_backbone(name)
+    if name not in timm.list_models():
+        raise InputError(
+            f"unknown backbone '{name}'; use lite0, resnet50, resnet101 or a name timm lists"
+        )
     try:
         net: Any = timm.create_model(
             name, pretrained=pretrained, features_only=True, output_stride=output_stride

@@ -8,7 +8,7 @@ zero at the start, the default, the pretrained network is kept bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -140,8 +140,14 @@ class Classifier(nn.Module):
             return []
         if fusion == "head":
             return [self.head]
-        blocks = range(2, 6) if fusion == "all" else [int(fusion.removeprefix("block"))]
-        return [self.backbone.first_convolution(block) for block in blocks]
+        return [self.backbone.first_convolution(block) for block in fused_blocks(fusion)]
+
+
+def fused_blocks(fusion: str) -> Sequence[int]:
+    """The blocks of the trunk that a context map joins; none for `head`."""
+    if fusion == "head":
+        return ()
+    return range(2, 6) if fusion == "all" else [int(fusion.removeprefix("block"))]
 
 
 def multilabel_loss(logits: Tensor, tags: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from wsss_core.stages.classifier import load_classifier, photo_contexts
 from wsss_core.stages.stage import Job, Stage
 from wsss_core.stages.tag_scores import tag_probabilities
 from wsss_core.store import Measured
+from wsss_core.workers import one_thread
 
 BLUR = "blur.json"
 MAX_PHOTOS = 128
@@ -59,16 +60,17 @@ def _write(
     model = load_classifier(folder).to(job.work.device())
     num = len(dataset.classes)
     drops = [[Shares() for _ in range(num)] for _ in range(num)]
-    for done, (photo, context) in enumerate(chosen, 1):
-        pixels, mask = read_pixels(photo), read_mask(job.work.folder(masks) / f"{photo.id}.png")
-        seen = [tag for tag in photo.tags if (mask == tag + 1).any()]
-        views = np.stack([pixels, *(blur_region(pixels, mask == tag + 1) for tag in seen)])
-        shown = None if context is None else torch.from_numpy(np.stack([context] * len(views)))
-        whole, *blurred = tag_probabilities(model, views, shown)
-        for j, probabilities in zip(seen, blurred, strict=True):
-            for i in photo.tags:
-                drops[i][j].add(float(whole[i] - probabilities[i]), 1)
-        job.work.recorder.progress("audit by blurring", done, len(chosen))
+    with one_thread():
+        for done, (photo, context) in enumerate(chosen, 1):
+            pixels, mask = read_pixels(photo), read_mask(job.work.folder(masks) / f"{photo.id}.png")
+            seen = [tag for tag in photo.tags if (mask == tag + 1).any()]
+            views = np.stack([pixels, *(blur_region(pixels, mask == tag + 1) for tag in seen)])
+            shown = None if context is None else torch.from_numpy(np.stack([context] * len(views)))
+            whole, *blurred = tag_probabilities(model, views, shown)
+            for j, probabilities in zip(seen, blurred, strict=True):
+                for i in photo.tags:
+                    drops[i][j].add(float(whole[i] - probabilities[i]), 1)
+            job.work.recorder.progress("audit by blurring", done, len(chosen))
     own, others = Shares(), Shares()
     for i, row in enumerate(drops):
         for j, drop in enumerate(row):

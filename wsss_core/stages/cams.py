@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,16 @@ from wsss_core.stages.stage import Job, Stage
 from wsss_core.store import Content, Measured
 
 BATCH_PHOTOS = 4
+
+
+class _Held(threading.local):
+    """The classifier that a thread has at hand."""
+
+    at: tuple[Path, str] | None = None
+    model: ContextClassifier
+
+
+_held = _Held()
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,12 @@ def _write_shard(
     return len(items)
 
 
-@functools.lru_cache(maxsize=1)
 def _load(folder: Path, device: str) -> ContextClassifier:
-    return load_classifier(folder).to(device).to(memory_format=torch.channels_last)
+    """The classifier of this thread: a model holds its batch's context while it looks."""
+    if _held.at != (folder, device):
+        _held.model = load_classifier(folder).to(device).to(memory_format=torch.channels_last)
+        _held.at = (folder, device)
+    return _held.model
 
 
 @torch.inference_mode()

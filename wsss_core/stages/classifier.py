@@ -44,6 +44,7 @@ from wsss_core.stages.training import Pasting, draw_picture, machine_of, plan_pa
 from wsss_core.store import Measured
 from wsss_core.training.distributed import sum_over_ranks
 from wsss_core.training.loop import Batch, Trainable, train
+from wsss_core.workers import one_thread
 
 WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
 CONFOUNDERS, CAUSAL, X_M = "confounders.safetensors", "causal.json", "x_m.safetensors"
@@ -328,7 +329,8 @@ def _write(
                 f"the context {causal.context} is dead: {dead}, so this round says nothing of it"
             )
         if isinstance(model.intervention, UniformIntervention):
-            metrics |= gap_report(model.to(job.work.device()), photos, contexts)
+            with one_thread():
+                metrics |= gap_report(model.to(job.work.device()), photos, contexts)
     return Measured(metrics, history)
 
 

@@ -24,17 +24,19 @@ def export_masks(masks: Manifest, *, data: Manifest, work: Workspace, out: Path)
         masks: Manifest of pseudo-masks or predictions.
         data: Manifest of the photos they belong to.
         work: Whose store holds both.
-        out: Folder to write to; files of the same name are replaced.
+        out: Folder to write to; an earlier export of the same photos is replaced.
 
     Returns:
         Number of masks.
 
     Raises:
-        InputError: If `out` is a file.
+        InputError: If `out` is a file, or holds photos: in there masks count as true.
         StoreError: If the store or `out` fails.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the masks")
+    if any((out / name).exists() for name in ("tags.csv", "JPEGImages", "VOCdevkit")):
+        raise InputError(f"{out} holds photos; in there masks count as true; give another folder")
     source = work.store.open(masks)
     document = json.loads((work.store.open(data) / INDEX_FILE).read_text())
     sizes = {entry["id"]: entry["size"] for entry in document["photos"] if "size" in entry}

@@ -121,10 +121,14 @@ def predict_folder(
         overlay: Also write the masks laid over their photos, as JPEG below `out/overlay`.
 
     Raises:
-        InputError: If there is no photo, or the masks would overwrite the photos.
+        InputError: If there is no photo, or the masks would overwrite the photos or masks of
+            another origin.
         StoreError: If `out` fails.
     """
     targets = _name_masks(photos, out)
+    there = next((out / target for target in targets.values() if (out / target).exists()), None)
+    if there is not None and not (out / _MARK).exists():
+        raise InputError(f"{there} is not of `conta predict`; give another folder for the masks")
     masks, failures = [], []
     try:
         out.mkdir(parents=True, exist_ok=True)

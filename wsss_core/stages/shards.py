@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from wsss_core.data.images import read_pixels
@@ -53,6 +54,8 @@ def naming(what: str, ids: Iterable[str]) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise  # the stage says what helps
     except ContaError as error:
         error.args = (f"{_place(what, ids)}: {error}",)
         raise
