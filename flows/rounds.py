@@ -55,7 +55,7 @@ class Made:
         val_predictions: The same for the photos that the classifier is scored on.
         confounders: None without a context.
         pasted: The pseudo-masks that the next classifier's objects are cut out by; None but under
-            contexts `pasted` and `pasted_own`.
+            context `pasted` and its variants.
     """
 
     classifier: Manifest | None = None

@@ -92,7 +92,9 @@ class DataConfig(_Settings):
     )
     val: tuple[str, ...] = Field(("val",), description="Lists that are scored; never trained on.")
     download: bool = Field(False, description="voc: let torchvision download VOC 2012 into root.")
-    limit: int | None = Field(None, ge=1, description="Use the first N photos of every split.")
+    limit: int | None = Field(
+        None, ge=1, description="Use the first N photos of every split; not of scenes."
+    )
     long_side_px: int | None = Field(
         512,
         ge=32,
@@ -197,12 +199,14 @@ class CausalConfig(_Settings):
         "uniform_alpha",
         "conta",
         "pasted",
+        "pasted_bare",
         "pasted_own",
     ] = Field(
         "conta",
         description="What the classifier is shown. `conta`: a map of where classes lie beside the "
-        "photo; `pasted`: objects before the context of other photos (reads nothing below). All "
-        "others are controls (`pasted_own`: elsewhere in the object's own photo).",
+        "photo; `pasted`: objects before the context of other photos (reads nothing below); "
+        "`pasted_bare`: half of these contexts without their own objects. All others are controls "
+        "(`pasted_own`: a second copy in the object's own photo).",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
@@ -273,7 +277,7 @@ class CausalConfig(_Settings):
     @property
     def pastes(self) -> bool:
         """Whether objects are put elsewhere: the context is drawn in pixels."""
-        return self.context in ("pasted", "pasted_own")
+        return self.context in ("pasted", "pasted_bare", "pasted_own")
 
     @property
     def has_map(self) -> bool:
@@ -596,6 +600,19 @@ class Config(_Settings):
             raise ValueError(
                 "expansion.irn: 'auto' asks the classifier; with CAMs of a folder give numbers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_norm_sees_whole_batches(self) -> Config:
+        for name, free in (
+            ("classifier", not self.classifier.freeze_bn),
+            ("segmenter", not self.segmenter.freeze_bn),
+        ):
+            if free and self.runtime.devices > 1:
+                raise ValueError(
+                    f"{name}.freeze_bn false: it would learn from each device's part of a batch "
+                    f"alone; set it true, or runtime.devices {self.runtime.devices} to 1"
+                )
         return self
 
     def at_round(self, number: int) -> Config:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_core.causal.pasting import Picture, paste
+from wsss_core.causal.pasting import Picture, bare, paste
 
 small = settings(max_examples=40, deadline=None, derandomize=True)
 RED, BLUE = (200, 10, 10), (10, 10, 200)
@@ -121,3 +121,36 @@ def test_paste__any_masks_give_a_picture_of_the_contexts_size_or_none(seed, size
         assert set(tags) in ({0}, {2}, {0, 1}, {1, 2})
         again, _, _ = paste_red_on_blue(mask, (0, 2), onto_tags=(1,), **arguments)
         assert np.array_equal(picture, again)
+
+
+def test_bare__covers_objects_and_their_edges_with_the_photos_own_background():
+    """Red fades out beyond its mask, as true objects do; nothing reddish and no tag is left."""
+    photo, mask = plain(50, 100, BLUE), mask_of(50, 100, label_1=(20, 30, 40, 60))
+    photo[18:32, 38:62] = (100, 10, 100)
+    photo[20:30, 40:60] = RED
+    photo[:, :, 1] = np.arange(50)[:, None]  # every row is known by its green
+    seen = set()
+    for seed in range(5):
+        made = bare(Picture(photo, mask, (0,)), random=np.random.default_rng(seed))
+        assert made.tags == ()
+        assert not made.mask.any()
+        assert (made.photo[:, :, (0, 2)] == (BLUE[0], BLUE[2])).all()
+        away = np.ones(mask.shape, bool)
+        away[16:34, 36:64] = False  # 4 % of the long side beyond the mask
+        assert np.array_equal(made.photo[away], photo[away])
+        seen.add(made.photo.tobytes())
+    assert len(seen) == 5
+    assert photo[25, 50].tolist() == [200, 25, 10]  # the photo itself is left as it was
+
+
+@pytest.mark.parametrize(
+    ("mask", "tags"),
+    [
+        (mask_of(40, 40, label_1=(0, 3, 0, 4)), (0,)),  # under a hundredth: where is the object?
+        (mask_of(40, 40, label_1=(4, 20, 4, 20)), (0, 1)),  # nor is the second anywhere
+        (mask_of(40, 40, label_1=(0, 34, 0, 38)), (0,)),  # hardly any background to cover it with
+    ],
+)
+def test_bare__nothing_where_an_object_would_stay_in_sight(mask, tags):
+    context = Picture(plain(40, 40, BLUE), mask, tags)
+    assert bare(context, random=np.random.default_rng(0)) is None

@@ -251,10 +251,11 @@ def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
         assert made[0] != made[1]
     assert run.rounds[1].manifests["segmenter"] != run.rounds[0].manifests["segmenter"]
     assert run.rounds[0].manifests["classifier"] == second.rounds[0].manifests["classifier"]
-    own = conta(rounds=1, causal={"context": "pasted_own"})
-    for stage in ("classifier", "segmenter"):
-        assert own.rounds[1].manifests[stage] != run.rounds[1].manifests[stage]
-    assert own.rounds[0].manifests == run.rounds[0].manifests
+    for context in ("pasted_own", "pasted_bare"):
+        other = conta(rounds=1, causal={"context": context})
+        for stage in ("classifier", "segmenter"):
+            assert other.rounds[1].manifests[stage] != run.rounds[1].manifests[stage]
+        assert other.rounds[0].manifests == run.rounds[0].manifests
     toys.take_calls()
     conta(rounds=1, causal={"context": "none"})
     assert "classifier" not in toys.take_calls()
@@ -292,14 +293,23 @@ def test_conta_flow__until_and_truth_and_stop(toys, conta):
     assert len(stable.rounds) == 1
 
 
-def test_conta_flow__a_val_list_that_this_data_lacks_is_not_scored(home, toys, conta):
-    """Own photos need no val list, and recipes name one."""
-    run = conta(rounds=0, data={"val": ["nowhere", "val"]})
+def test_conta_flow__until_a_stage_that_this_run_has_not(home, toys, conta):
+    finished = conta(rounds=0)
+    toys.take_calls()
+    with pytest.raises(InputError, match="from round 1 on this run has no stage 'cams' to stop"):
+        conta(rounds=0, until="cams", until_round=1)
+    assert {"classifier", "cams"}.isdisjoint(toys.take_calls())
+    assert runs.read_run(home, finished.name).status == "finished"
+
+
+def test_conta_flow__a_val_list_that_these_photos_lack_is_not_scored(toys, conta, tmp_path):
+    """Own photos need no lists, and recipes name one."""
+    root = make_folder(tmp_path / "photos", {"a.jpg": "cat", "b.jpg": "dog cat"})
+    run = conta(rounds=0, data={"source": "photos", "root": str(root), "val": ["val"]})
     calls = toys.take_calls()
     assert run.status == "finished"
-    assert "test/val" in calls
-    assert "score_classifier/val" in calls
-    assert not [call for call in calls if "nowhere" in call]
+    assert "classifier" in calls
+    assert not [call for call in calls if call.endswith("/val")]
 
 
 def test_conta_flow__failures_are_told_kept_and_retried(home, toys, conta, monkeypatch):

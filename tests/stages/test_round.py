@@ -1,6 +1,7 @@
 """A whole round and the start of the next one, on eight photos, stage by stage."""
 
 import json
+import threading
 import typing
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from wsss_core.expansion import crf
 from wsss_core.records import IGNORE_INDEX, Manifest
 from wsss_core.seeding import derive_seed
 from wsss_core.seeds.cam import label_map, read_cam, seed_size, upsample_cam, write_cam
+from wsss_core.stages import cams as cams_stage
 from wsss_core.stages import classifier as classifier_stage
 from wsss_core.stages import confounders as confounders_stage
 from wsss_core.stages import predictions as predictions_stage
@@ -680,6 +682,56 @@ def test_segmenter__pasted_shows_objects_with_their_labels(made, tmp_path):
                 changed += 1
                 assert photo.tags[0] + 1 in view["labels"] or 255 in view["labels"]
     assert changed > 60  # of 80; half of them would be 40
+
+
+def test_cams__every_thread_has_a_classifier_of_its_own(made):
+    """A model holds its batch's context while it looks; Prefect's stages may run in threads."""
+    folder, models = made.work.folder(made.classifier), {}
+
+    def look(name):
+        models[name] = [cams_stage._load(folder, "cpu") for _ in range(2)]
+
+    threads = [threading.Thread(target=look, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert models["a"][0] is models["a"][1]
+    assert models["a"][0] is not models["b"][0]
+
+
+def test_pasting__half_of_the_classifiers_photos_and_all_of_the_segmenters(made, monkeypatch):
+    """What decisions/0009 chose; whatever the share, a photo would be a photo."""
+    shares = []
+
+    def stop(*_, share, **__):
+        shares.append(share)
+        raise RuntimeError("enough")
+
+    for module in (classifier_stage, segmenter_stage):
+        monkeypatch.setattr(module, "plan_pasting", stop)
+    config, work, inputs = settings(seed=77), made.work, {"data": made.data, "context": "pasted"}
+    with pytest.raises(RuntimeError, match="enough"):
+        train_classifier(config, work, pasted=made.masks, **inputs)
+    with pytest.raises(RuntimeError, match="enough"):
+        train_segmenter(config, work, masks=made.masks, **inputs)
+    assert shares == [0.5, 1.0]
+
+
+def test_pasted_bare__takes_the_objects_out_of_half_of_the_contexts(made, tmp_path):
+    """Then the object that is pasted is the only one there, and its tag the only tag."""
+    alone, contexts = 0, Pasting("pasted_bare", made.photos, tmp_path, 1.0)
+    for photo in made.photos:
+        mask = np.zeros(read_photo(photo.path).shape[:2], np.uint8)
+        mask[2:12, 3:13] = photo.tags[0] + 1
+        write_mask(tmp_path / f"{photo.id}.png", mask)
+    drawn = [(photo, epoch) for photo in made.photos for epoch in range(30)]
+    for photo, epoch in drawn:
+        picture = draw_picture(photo, epoch, pasting=contexts, seed=9)
+        again = draw_picture(photo, epoch, pasting=contexts, seed=9)
+        assert np.array_equal(picture.photo, again.photo)
+        alone += picture.tags == (photo.tags[0],)
+    assert 0.3 < alone / len(drawn) < 0.7
 
 
 def test_pasted_own__puts_the_object_elsewhere_in_its_own_photo(made, tmp_path):

@@ -123,7 +123,7 @@ def build_context(
     """What turns X_m into the context channel under `settings`; None where there is no channel.
 
     `shuffled_photo` builds what `conta` does: the loader hands each photo another's X_m, by
-    `derangement`. Under `pasted` and `pasted_own` the photo itself is changed (`pasting`).
+    `derangement`. Under `pasted` and its variants the photo itself is changed (`pasting`).
 
     Args:
         settings: `context` chooses the module; `scale` its amplitude; `attention_std` the start of
@@ -145,7 +145,7 @@ def build_context(
         )
     scale, std = settings.scale, settings.attention_std
     match settings.context:
-        case "none" | "pasted" | "pasted_own":
+        case "none" | "pasted" | "pasted_bare" | "pasted_own":
             return None
         case "seg_mask":
             return SegMaskContext(divisor=x_m_rms if scale == "n" else 1.0)

@@ -11,9 +11,14 @@ is hidden no longer carries its tag. Classifier and segmenter of the round both 
 they have no further input, so nothing is needed to look at an unseen photo.
 
 What a mask takes along of the stuff around its object is pasted too; the tie to that part stays.
-The control `pasted_own` puts the object elsewhere in its own photo: the same augmentation, without
-another context. Pasting between photos as such is Context Decoupling Augmentation (Su et al., ICCV
-2021).
+
+`pasted_bare` shows half of these contexts bare: the photo's own objects lie under other pieces of
+its own background and their tags are gone. A context that brings its own object is no evidence
+against company and stuff, which that object keeps as well; a bare one is.
+
+The control `pasted_own` puts a second copy of the object elsewhere in its own photo: the same
+augmentation, without another context. Pasting between photos as such is Context Decoupling
+Augmentation (Su et al., ICCV 2021).
 """
 
 from __future__ import annotations
@@ -22,11 +27,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
+from scipy import ndimage
 
 from wsss_core.data.transforms import resize_photo
 
-OWN = "pasted_own"
-"""The control: the value of `causal.context` that keeps the photo's own context."""
+OWN, BARE = "pasted_own", "pasted_bare"
+"""Values of `causal.context`: the control, which keeps the photo's own context, and the one that
+takes the objects out of half of the others."""
 
 CLASSIFIER_SHARE, SEGMENTER_SHARE = 0.5, 1.0
 """Of the photos of an epoch; the others are seen as they are. With all of them pasted a classifier
@@ -35,6 +42,13 @@ learns less, its task is the harder one; a segmenter learns the company from the
 
 SMALLEST, LARGEST = 0.01, 0.6
 """Shares of its photo that an object may cover; beyond, the mask is noise or the whole picture."""
+
+BARE_SHARE = 0.5
+"""Of the contexts of `pasted_bare`."""
+
+MARGIN, MOST_COVERED, PIECES = 0.04, 0.75, 12
+"""How far beyond its mask an object is covered, as a share of the long side; the share of a photo
+that may be covered; how many pieces of background are tried."""
 
 HIDDEN = 2 / 3
 """Share of an object's mask beyond which it counts as hidden."""
@@ -92,6 +106,40 @@ def paste(source: Picture, onto: Picture, *, random: np.random.Generator) -> Pic
     mask[hidden] = tag + 1
     seen = {t for t in onto.tags if _share(hidden, onto.mask == t + 1) <= HIDDEN}
     return Picture(photo, mask, tuple(sorted(seen | {tag})))
+
+
+def bare(context: Picture, *, random: np.random.Generator) -> Picture | None:
+    """A photo with its objects covered by pieces of its own background, and without tags.
+
+    Every piece is the photo itself, shifted with wraparound and mirrored in half of the draws; it
+    shows where it is background and what it falls on is still uncovered.
+
+    Args:
+        context: A photo and its mask.
+        random: Draws the pieces.
+
+    Returns:
+        None for a photo with a tag that has no mask of a usable size (its object would stay in
+        sight without its tag), or with too little background.
+    """
+    margin = max(1, round(MARGIN * max(context.mask.shape)))
+    objects = ndimage.binary_dilation(context.mask > 0, iterations=margin)  # type: ignore[attr-defined]
+    if objects.mean() > MOST_COVERED or any(
+        (context.mask == tag + 1).mean() < SMALLEST for tag in context.tags
+    ):
+        return None
+    photo, left = context.photo.copy(), objects
+    for _ in range(PIECES):
+        shift = tuple(int(random.integers(-side // 2, side // 2 + 1)) for side in left.shape)
+        step = -1 if random.random() < 0.5 else 1
+        piece, free = (
+            np.roll(pixels[:, ::step], shift, axis=(0, 1)) for pixels in (context.photo, ~objects)
+        )
+        photo[left & free] = piece[left & free]
+        left = left & ~free
+        if not left.any():
+            return Picture(photo, np.zeros_like(context.mask), ())
+    return None
 
 
 def _resize(picture: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float32, Integer
 from torch import Tensor
 
-from wsss_core.causal.pasting import OWN, Picture, paste
+from wsss_core.causal.pasting import BARE, BARE_SHARE, OWN, Picture, bare, paste
 from wsss_core.config import TrainingConfig
 from wsss_core.data.images import read_mask, read_pixels
 from wsss_core.data.transforms import crop_labels, crop_photo, draw_crop
@@ -36,7 +36,8 @@ class Pasting:
     """Where the objects of a list of photos are put; see `pasting`.
 
     Attributes:
-        context: `pasted` draws another photo's context; `pasted_own` keeps the photo's.
+        context: `pasted` draws another photo's context; `pasted_bare` takes its objects out of half
+            of them; `pasted_own` keeps the photo's.
         photos: Of which it is drawn.
         masks: Folder of `<photo id>.png`, by which objects are cut out.
         share: Of the photos that are changed.
@@ -84,6 +85,8 @@ def draw_picture(photo: TaggedPhoto, epoch: int, *, pasting: Pasting, seed: int)
         return picture
     other = pasting.photos[int(random.integers(len(pasting.photos)))]
     onto = picture if pasting.context == OWN else read_picture(other, pasting.masks)
+    if pasting.context == BARE and random.random() < BARE_SHARE:
+        onto = bare(onto, random=random) or onto
     return paste(picture, onto, random=random) or picture
 
 
