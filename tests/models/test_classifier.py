@@ -77,12 +77,13 @@ def test_classifier__gradient_reaches_the_context_behind_a_frozen_block(fusion, 
     assert bool(context.grad.any())
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("fusion", ["block5", "all"])
 @torch.no_grad()
-def test_classifier__slice_is_the_concatenation_of_photo_and_context(fusion):
+def test_classifier__slice_is_the_concatenation_of_photo_and_context(fusion, kernel):
     """conv([X ; M]; [W ; w_m]) = conv(X; W) + conv(M; w_m), also at stride 2."""
     generator = torch.Generator().manual_seed(1)
-    blocks = [nn.Conv2d(3, 3, 3, stride=2, padding=1, bias=False) for _ in range(5)]
+    blocks = [nn.Conv2d(3, 3, kernel, 2, kernel // 2, bias=False) for _ in range(5)]
     classifier = Classifier(
         Backbone(list(blocks), BackboneShape((3,) * 5, 32)), num_classes=2, fusion=fusion
     )
@@ -97,11 +98,28 @@ def test_classifier__slice_is_the_concatenation_of_photo_and_context(fusion):
         if index in fused:
             weight = torch.cat([block.weight, next(slices).conv.weight], dim=1)
             wide = torch.cat([wide, ramp(tuple(wide.shape[-2:]))], dim=1)
-            wide = nn.functional.conv2d(wide, weight, stride=2, padding=1)
+            wide = nn.functional.conv2d(wide, weight, stride=2, padding=kernel // 2)
         else:
             wide = block(wide)
     expected = classifier.head(wide)
     assert torch.allclose(classifier.class_maps(x, ramp), expected, atol=1e-5)
+
+
+def test_classifier__slice_of_a_strided_1x1_convolution_learns():
+    """As resnetv2's; a strided conv_m of one channel would corrupt the heap where there is AVX2."""
+    blocks = [nn.Conv2d(3, 8, 1), *(nn.Conv2d(8, 8, 1, stride=2) for _ in range(4))]
+    classifier = Classifier(
+        Backbone(list(blocks), BackboneShape((8,) * 5, 16)), num_classes=2, fusion="all"
+    ).to(memory_format=torch.channels_last)
+    photos = torch.randn(2, 3, 96, 96).to(memory_format=torch.channels_last)
+
+    def nhwc_ramp(size):
+        height, width = size
+        return ramp(size).as_strided((2, 1, height, width), (height * width, 1, width, 1))
+
+    for _ in range(20):
+        classifier(photos, nhwc_ramp).sum().backward()
+    assert all(bool(part.conv.weight.grad.any()) for part in classifier.context_slices())
 
 
 @torch.no_grad()

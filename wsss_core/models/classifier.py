@@ -28,7 +28,8 @@ class ContextSlice(nn.Module):
     names and weights stay as they are and conv(X; W) can be shared by every confounder.
 
     Attributes:
-        conv: conv_m, no bias, same kernel and stride.
+        conv: conv_m, no bias, same kernel; same stride too, but for 1x1 kernels.
+        stride: What a 1x1 conv_m sees of M: every n-th row and column.
         channels_in: C of the features that enter the convolution.
         context: The context of the batch under way; None adds nothing.
         rms: Root mean square of conv_m(M) and of conv(X) in the last batch; tensors, for a number
@@ -38,11 +39,15 @@ class ContextSlice(nn.Module):
     def __init__(self, beside: nn.Conv2d) -> None:
         super().__init__()
         kernel, dilation = _pair(beside.kernel_size), _pair(beside.dilation)
+        stride = _pair(beside.stride)
+        # A strided 1x1 convolution of under 8 channels corrupts the heap on CPUs of AVX2: oneDNN
+        # 3.13's backward pass of its weights (oneDNN issue 6035). Cells picked before are the same.
+        self.stride, stride = (stride, (1, 1)) if kernel == (1, 1) else ((1, 1), stride)
         self.conv = nn.Conv2d(
             1,
             beside.out_channels,
             kernel,
-            _pair(beside.stride),
+            stride,
             (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2),
             dilation,
             bias=False,
@@ -56,7 +61,8 @@ class ContextSlice(nn.Module):
     def _add(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if self.context is None:
             return output
-        added = self.conv(self.context((inputs[0].shape[-2], inputs[0].shape[-1])))
+        context = self.context((inputs[0].shape[-2], inputs[0].shape[-1]))
+        added = self.conv(context[:, :, :: self.stride[0], :: self.stride[1]])
         self.rms = (_rms(added), _rms(output))
         times = len(added) // len(output)
         return (output if times == 1 else torch.cat([output] * times)) + added
