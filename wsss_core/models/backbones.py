@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wsss_core.errors import InputError
+from wsss_core.models.phases import phase_dilated
 
 # sha256 prefixes as in torchvision's own file names.
 _RESNET_FILES = {
@@ -93,10 +94,13 @@ def build_backbone(name: str, *, pretrained: bool, output_stride: int, seed: int
     with torch.random.fork_rng(devices=[]):  # the layers draw from the global generator
         torch.default_generator.manual_seed(seed)
         if name == "lite0":
-            return _build_lite0(pretrained=pretrained, output_stride=output_stride)
-        if name in _RESNET_FILES:
-            return _build_resnet(name, pretrained=pretrained, output_stride=output_stride)
-        return _build_timm(name, pretrained=pretrained, output_stride=output_stride)
+            backbone = _build_lite0(pretrained=pretrained, output_stride=output_stride)
+        elif name in _RESNET_FILES:
+            backbone = _build_resnet(name, pretrained=pretrained, output_stride=output_stride)
+        else:
+            backbone = _build_timm(name, pretrained=pretrained, output_stride=output_stride)
+    phase_dilated(backbone)
+    return backbone
 
 
 def check_backbone(
