@@ -1,10 +1,10 @@
 """How near thresholds chosen without truth come to those that truth would choose.
 
-python -m benchmarks.calibration RUN --data DIR [--method crf] [--thresholds 0.15 0.2 ..]
+python -m benchmarks.calibration RUN --data DIR [--round 0] [--method crf] [--thresholds 0.2 auto]
 
-Expands the CAMs of a run's round 0 at every threshold of a grid and at `auto`, and prints the
-pseudo-masks' mIoU. The best of the grid is an oracle: it is printed here and used nowhere. What it
-makes stays in the store, so a second call is quick.
+Expands the CAMs of one round of a run at every threshold of a grid, `auto` among them, and prints
+the pseudo-masks' mIoU. The best of the grid is an oracle: it is printed here and used nowhere. What
+it makes stays in the store, so a second call is quick.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Expand = Callable[[float | None], tuple[Config, dict[str, float]]]
 """From a threshold, None for `auto`, to the settings it gives and the metrics of its masks."""
 
 
-def expander(method: str, run: Run, work: Workspace) -> Expand:
-    """What expands the CAMs of a run's round 0 by a method."""
+def expander(method: str, run: Run, work: Workspace, *, number: int) -> Expand:
+    """What expands the CAMs of a run's round of that number by a method."""
     tree = run.config | {"expansion": run.config["expansion"] | {"method": method}}
-    base, made = parse_config(tree), run.rounds[0].manifests
+    base, made = parse_config(tree), run.rounds[number].manifests
     data = run.shared["scenes" if "scenes" in run.shared else "dataset"]
     photos = {"data": data, "cams": made["cams"]}
     judged = photos | {"classifier": made["classifier"]}
@@ -68,35 +68,35 @@ def expander(method: str, run: Run, work: Workspace) -> Expand:
 
 
 def main() -> None:
-    """Score every threshold of the grid, then the one chosen without truth."""
+    """Score every threshold of the grid, and the one chosen without truth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run with truth masks, or `latest`")
     parser.add_argument("--data", type=Path, help="folder of its photos")
     parser.add_argument("--method", choices=("crf", "irn"), default="crf")
-    grid = [0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5]
-    parser.add_argument("--thresholds", nargs="+", type=float, default=grid)
+    parser.add_argument("--round", type=int, default=0)
+    grid = [0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, None]
+    parser.add_argument("--thresholds", nargs="+", type=_threshold, default=grid)
     options = parser.parse_args()
     run = find_run(resolve_home(), options.run)
     runtime = parse_config(run.config).runtime
     work = Workspace(resolve_home(), options.data, runtime, ConsoleRecorder())
-    expand = expander(options.method, run, work)
-    scores = {value: expand(value)[1]["pseudo/miou"] for value in options.thresholds}
-    config, auto = expand(None)
-    irn = config.expansion.irn
-    write_record(
-        "calibration",
-        options.method,
-        {
-            "run": run.name,
-            "miou": scores,
-            "oracle_threshold": max(scores, key=scores.__getitem__),
-            "oracle_miou": max(scores.values()),
-            "auto": {"threshold": config.seeds.threshold}
-            if options.method == "crf"
-            else irn.model_dump(include={"threshold", "beta", "log2_steps"}),
-            "auto_miou": auto["pseudo/miou"],
-        },
-    )
+    expand = expander(options.method, run, work, number=options.round)
+    scores = {value: expand(value)[1]["pseudo/miou"] for value in options.thresholds if value}
+    record = {"run": run.name, "round": options.round, "miou": scores}
+    if scores:
+        best = max(scores, key=scores.__getitem__)
+        record |= {"oracle_threshold": best, "oracle_miou": scores[best]}
+    if None in options.thresholds:
+        config, auto = expand(None)
+        chosen = {"threshold": config.seeds.threshold}
+        if options.method == "irn":
+            chosen = config.expansion.irn.model_dump(include={"threshold", "beta", "log2_steps"})
+        record |= {"auto": chosen, "auto_miou": auto["pseudo/miou"]}
+    write_record("calibration", options.method, record)
+
+
+def _threshold(text: str) -> float | None:
+    return None if text == "auto" else float(text)
 
 
 if __name__ == "__main__":
