@@ -32,11 +32,16 @@ Expand = Callable[[float | None], tuple[Config, dict[str, float]]]
 
 def expander(method: str, run: Run, work: Workspace, *, number: int) -> Expand:
     """What expands the CAMs of a run's round of that number by a method."""
-    tree = run.config | {"expansion": run.config["expansion"] | {"method": method}}
+    if not (0 <= number < len(run.rounds) and "cams" in run.rounds[number].manifests):
+        sys.exit(f"run {run.name} has no CAMs of round {number}; it has {len(run.rounds)} rounds")
+    of_round = parse_config(run.config).at_round(number).model_dump(mode="json")
+    tree = of_round | {"expansion": of_round["expansion"] | {"method": method}}
     base, made = parse_config(tree), run.rounds[number].manifests
     data = run.shared["scenes" if "scenes" in run.shared else "dataset"]
     photos = {"data": data, "cams": made["cams"]}
-    judged = photos | {"classifier": made["classifier"]}
+    former = run.rounds[number - 1].manifests if number else {}
+    x_m = former["predictions/train"] if "confounders" in former else None
+    judged = photos | {"classifier": made["classifier"], "x_m": x_m}
     boundary = None
     if base.seeds.threshold == "auto":
         base = adopt_seeds(base, calibrate_seeds(base, work, **judged))
@@ -75,13 +80,15 @@ def main() -> None:
     parser.add_argument("--method", choices=("crf", "irn"), default="crf")
     parser.add_argument("--round", type=int, default=0)
     grid = [0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, None]
-    parser.add_argument("--thresholds", nargs="+", type=_threshold, default=grid)
+    parser.add_argument("--thresholds", nargs="+", type=read_threshold, default=grid)
     options = parser.parse_args()
     run = find_run(resolve_home(), options.run)
     runtime = parse_config(run.config).runtime
     work = Workspace(resolve_home(), options.data, runtime, ConsoleRecorder())
     expand = expander(options.method, run, work, number=options.round)
-    scores = {value: expand(value)[1]["pseudo/miou"] for value in options.thresholds if value}
+    scores = {
+        value: expand(value)[1]["pseudo/miou"] for value in options.thresholds if value is not None
+    }
     record = {"run": run.name, "round": options.round, "miou": scores}
     if scores:
         best = max(scores, key=scores.__getitem__)
@@ -95,8 +102,12 @@ def main() -> None:
     write_record("calibration", options.method, record)
 
 
-def _threshold(text: str) -> float | None:
-    return None if text == "auto" else float(text)
+def read_threshold(text: str) -> float | None:
+    """A number; None for `auto`."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ def test_phased_conv__values_and_gradients_are_those_of_the_dilated_one(
 
 def test_split_phases__a_phase_holds_every_nth_row_and_column():
     x = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
-    phases = split_phases(x, 2)
+    phases = split_phases(x, dilation=2)
     assert torch.equal(phases[2:4], x[:, :, 0::2, 1::2])
     assert torch.equal(phases[4:6], x[:, :, 1::2, 0::2])
     assert phases.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(merge_phases(phases, 2), x)
+    assert torch.equal(merge_phases(phases, dilation=2), x)
 
 
 @pytest.mark.parametrize(

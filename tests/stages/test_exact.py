@@ -29,7 +29,7 @@ class Residual(nn.Module):
         self.norm = nn.BatchNorm2d(channels[1])
         self.second = nn.Conv2d(channels[1], channels[1], 3, 1, 1, bias=False)
         self.round = nn.Conv2d(channels[0], channels[1], 1, bias=False)
-        self.stride = stride  # taken before the 1x1: within it, oneDNN corrupts the heap
+        self.stride = stride  # picks cells before the 1x1: a strided one corrupts the heap
 
     def forward(self, x):
         around = self.round(x[:, :, :: self.stride, :: self.stride])

@@ -39,15 +39,16 @@ class ContextSlice(nn.Module):
     def __init__(self, beside: nn.Conv2d) -> None:
         super().__init__()
         kernel, dilation = _pair(beside.kernel_size), _pair(beside.dilation)
-        stride = _pair(beside.stride)
+        stride, pointwise = _pair(beside.stride), kernel == (1, 1)
         # A strided 1x1 convolution of under 8 channels corrupts the heap on CPUs of AVX2: oneDNN
-        # 3.13's backward pass of its weights (oneDNN issue 6035). Cells picked before are the same.
-        self.stride, stride = (stride, (1, 1)) if kernel == (1, 1) else ((1, 1), stride)
+        # 3.13's backward pass of its weights (oneDNN issue 6035). Picking the cells first gives the
+        # same values.
+        self.stride = stride if pointwise else (1, 1)
         self.conv = nn.Conv2d(
             1,
             beside.out_channels,
             kernel,
-            stride,
+            (1, 1) if pointwise else stride,
             (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2),
             dilation,
             bias=False,

@@ -24,9 +24,13 @@ class PhasedConv2d(nn.Conv2d):
             x = F.pad(x, (0, -width % dilation, 0, -height % dilation))
         padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
         phases = F.conv2d(
-            split_phases(x, dilation), self.weight, self.bias, padding=padding, groups=self.groups
+            split_phases(x, dilation=dilation),
+            self.weight,
+            self.bias,
+            padding=padding,
+            groups=self.groups,
         )
-        return merge_phases(phases, dilation)[:, :, :height, :width]
+        return merge_phases(phases, dilation=dilation)[:, :, :height, :width]
 
 
 def phase_dilated(net: nn.Module) -> None:
@@ -39,18 +43,23 @@ def phase_dilated(net: nn.Module) -> None:
             module.__class__ = PhasedConv2d
 
 
-def split_phases(x: Tensor, dilation: int) -> Tensor:
-    """(B,C,H,W) to (d*d*B,C,H/d,W/d), phase after phase; channels last in memory."""
+def split_phases(x: Tensor, *, dilation: int) -> Tensor:
+    """(B,C,H,W) to (d*d*B,C,H/d,W/d), phase after phase; channels last in memory.
+
+    H and W are multiples of d.
+    """
     batch, channels, height, width = x.shape
     rows, columns = height // dilation, width // dilation
+    # (B, row, its phase, column, its phase, C)
     cells = x.permute(0, 2, 3, 1).reshape(batch, rows, dilation, columns, dilation, channels)
     phases = cells.permute(2, 4, 0, 1, 3, 5).reshape(-1, rows, columns, channels)
     return phases.permute(0, 3, 1, 2)
 
 
-def merge_phases(phases: Tensor, dilation: int) -> Tensor:
-    """What `split_phases` parted, together again."""
+def merge_phases(phases: Tensor, *, dilation: int) -> Tensor:
+    """(d*d*B,C,h,w) to (B,C,d*h,d*w): the inverse of `split_phases`."""
     _, channels, rows, columns = phases.shape
+    # (phase of rows, of columns, B, row, column, C)
     cells = phases.permute(0, 2, 3, 1).reshape(dilation, dilation, -1, rows, columns, channels)
     x = cells.permute(2, 3, 0, 4, 1, 5).reshape(-1, rows * dilation, columns * dilation, channels)
     return x.permute(0, 3, 1, 2)
