@@ -226,7 +226,7 @@ def promote(
 
     A run's best round, or the one you name, goes to the model registry of MLflow with its scores;
     `conta predict` and `conta serve` find it there as `champion`. Without --metric the best is by
-    mIoU on the first val list, or by tag agreement if that has no true masks.
+    mIoU on the first val list with true masks, or by tag agreement if none has any.
     """
     from flows.champion import promote as make_champion
     from flows.environment import open_home
