@@ -21,7 +21,6 @@ from wsss_core.stages.boundary import boundary_maps, load_boundary_net, train_bo
 from wsss_core.stages.boundary_labels import label_boundaries
 from wsss_core.stages.calibrate import (
     BETAS,
-    THRESHOLDS,
     adopt_seeds,
     adopt_walk,
     calibrate_seeds,
@@ -31,6 +30,14 @@ from wsss_core.stages.calibrate import (
 from wsss_core.stages.cams import make_cams
 from wsss_core.stages.classifier import load_classifier, train_classifier
 from wsss_core.stages.tag_scores import tag_probabilities
+
+THRESHOLDS = calibrate.THRESHOLDS[::3]
+"""Those that are tried here; each costs two looks at every photo, in the stage and by hand."""
+
+
+@pytest.fixture(autouse=True)
+def few_thresholds(monkeypatch):
+    monkeypatch.setattr(calibrate, "THRESHOLDS", THRESHOLDS)
 
 
 @pytest.fixture(scope="module")
