@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 
+# The nets here are small: a second thread gains nothing and, beside other work, waits many times
+# as long as it computes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")
 
