@@ -32,14 +32,16 @@ Expand = Callable[[float | None], tuple[Config, dict[str, float]]]
 
 def expander(method: str, run: Run, work: Workspace, *, number: int) -> Expand:
     """What expands the CAMs of a run's round of that number by a method."""
-    if not (0 <= number < len(run.rounds) and "cams" in run.rounds[number].manifests):
-        sys.exit(f"run {run.name} has no CAMs of round {number}; it has {len(run.rounds)} rounds")
+    made = run.rounds[number].manifests if 0 <= number < len(run.rounds) else {}
+    if not {"classifier", "cams"} <= made.keys():
+        sys.exit(f"run {run.name} has no classifier with CAMs in round {number}; give another")
     of_round = parse_config(run.config).at_round(number).model_dump(mode="json")
     tree = of_round | {"expansion": of_round["expansion"] | {"method": method}}
-    base, made = parse_config(tree), run.rounds[number].manifests
+    base = parse_config(tree)
     data = run.shared["scenes" if "scenes" in run.shared else "dataset"]
     photos = {"data": data, "cams": made["cams"]}
     former = run.rounds[number - 1].manifests if number else {}
+    # as `Made.x_m` of the flow
     x_m = former["predictions/train"] if "confounders" in former else None
     judged = photos | {"classifier": made["classifier"], "x_m": x_m}
     boundary = None
