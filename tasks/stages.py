@@ -167,10 +167,16 @@ def truth_masks(config: Config, work: Workspace, *, data: Manifest, truth: Manif
 
 @stage_task(_train_segmenter)
 def train_segmenter(
-    config: Config, work: Workspace, *, data: Manifest, masks: Manifest, context: str | None
+    config: Config,
+    work: Workspace,
+    *,
+    data: Manifest,
+    masks: Manifest,
+    context: str | None,
+    share: str | None,
 ) -> Manifest:
-    """The segmenter of this round; `context` says where objects are pasted."""
-    return _train_segmenter(config, work, data=data, masks=masks, context=context)
+    """The segmenter of this round; `context` says where objects of a `share` of photos go."""
+    return _train_segmenter(config, work, data=data, masks=masks, context=context, share=share)
 
 
 @stage_task(_segment_photos)

@@ -204,9 +204,17 @@ class CausalConfig(_Settings):
     ] = Field(
         "conta",
         description="What the classifier is shown. `conta`: a map of where classes lie beside the "
-        "photo; `pasted`: objects before the context of other photos (reads nothing below); "
+        "photo; `pasted`: objects before the context of other photos (of what follows reads "
+        "`segmenter_share` alone); "
         "`pasted_bare`: half of these contexts without their own objects. All others are controls "
         "(`pasted_own`: a second copy in the object's own photo).",
+    )
+    segmenter_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="pasted: of the segmenter's photos, those that are. From plain ones it learns "
+        "the company, from pasted ones less of what photos are like (decisions/0009).",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."
@@ -631,7 +639,8 @@ class Config(_Settings):
         rounds goes on with those it has. Nor a setting that is younger than 0.1.0, as
         long as it has its default: runs from before keep their names.
         """
-        young, default = ("amplitude", "slice_init", "attention_std"), CausalConfig()
+        young = ("segmenter_share", "amplitude", "slice_init", "attention_std")
+        default = CausalConfig()
         same_side = self.data.long_side_px == DataConfig().long_side_px
         irn, irns = self.expansion.irn, IrnConfig()
         tree = self.model_dump(

@@ -361,6 +361,7 @@ def test_digest__where_and_how_fast_do_not_count(tree):
         {"data": {"scenes": {"confounding": 0.5}}},
         {"classifier": {"training": {"epochs": 6}}},
         {"causal": {"context": "none"}},
+        {"causal": {"segmenter_share": 0.5}},
         {"causal": {"slice_init": "random"}},
         {"causal": {"attention_std": 0.1}},
         {"causal": {"amplitude": 30}},

@@ -257,6 +257,9 @@ def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
             assert other.rounds[1].manifests[stage] != run.rounds[1].manifests[stage]
         assert other.rounds[0].manifests == run.rounds[0].manifests
     toys.take_calls()
+    half = conta(rounds=1, causal={"context": "pasted", "segmenter_share": 0.5})
+    assert [c for c in toys.take_calls() if c in ("classifier", "segmenter")] == ["segmenter"]
+    assert half.rounds[1].manifests["segmenter"] != run.rounds[1].manifests["segmenter"]
     conta(rounds=1, causal={"context": "none"})
     assert "classifier" not in toys.take_calls()
 

@@ -700,7 +700,7 @@ def test_cams__every_thread_has_a_classifier_of_its_own(made):
     assert models["a"][0] is not models["b"][0]
 
 
-def test_pasting__half_of_the_classifiers_photos_and_all_of_the_segmenters(made, monkeypatch):
+def test_pasting__half_of_the_classifiers_photos_and_the_share_of_the_segmenters(made, monkeypatch):
     """What decisions/0009 chose; whatever the share, a photo would be a photo."""
     shares = []
 
@@ -713,9 +713,10 @@ def test_pasting__half_of_the_classifiers_photos_and_all_of_the_segmenters(made,
     config, work, inputs = settings(seed=77), made.work, {"data": made.data, "context": "pasted"}
     with pytest.raises(RuntimeError, match="enough"):
         train_classifier(config, work, pasted=made.masks, **inputs)
-    with pytest.raises(RuntimeError, match="enough"):
-        train_segmenter(config, work, masks=made.masks, **inputs)
-    assert shares == [0.5, 1.0]
+    for share in ("1.0", "0.25", "0.0"):
+        with pytest.raises(RuntimeError, match="enough"):
+            train_segmenter(config, work, masks=made.masks, share=share, **inputs)
+    assert shares == [0.5, 1.0, 0.25, 0.0]
 
 
 def test_pasted_bare__takes_the_objects_out_of_half_of_the_contexts(made, tmp_path):

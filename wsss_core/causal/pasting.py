@@ -35,10 +35,10 @@ OWN, BARE = "pasted_own", "pasted_bare"
 """Values of `causal.context`: the control, which keeps the photo's own context, and the one that
 takes the objects out of half of the others."""
 
-CLASSIFIER_SHARE, SEGMENTER_SHARE = 0.5, 1.0
+CLASSIFIER_SHARE = 0.5
 """Of the photos of an epoch; the others are seen as they are. With all of them pasted a classifier
-learns less, its task is the harder one; a segmenter learns the company from the plain ones
-(decisions/0009)."""
+learns less, its task is the harder one (decisions/0009). The segmenter's is a setting,
+`causal.segmenter_share`: scenes and photos want different ones."""
 
 SMALLEST, LARGEST = 0.01, 0.6
 """Shares of its photo that an object may cover; beyond, the mask is noise or the whole picture."""

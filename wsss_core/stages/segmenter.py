@@ -9,7 +9,6 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wsss_core.causal.pasting import SEGMENTER_SHARE
 from wsss_core.config import SegmenterConfig
 from wsss_core.models.backbones import build_backbone, freeze, set_training_mode
 from wsss_core.models.segmenter import (
@@ -61,7 +60,13 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, tuple[str, ...]]:
 
 
 def _write(
-    out: Path, job: Job, *, data: Manifest, masks: Manifest, context: str | None = None
+    out: Path,
+    job: Job,
+    *,
+    data: Manifest,
+    masks: Manifest,
+    context: str | None = None,
+    share: str | None = None,
 ) -> Measured:
     settings: SegmenterConfig = job.settings
     dataset = job.work.dataset(data)
@@ -84,7 +89,7 @@ def _write(
             masks=job.work.folder(masks),
             settings=settings,
             seed=job.seed,
-            pasting=plan_pasting(job, photos, masks, context=context, share=SEGMENTER_SHARE),
+            pasting=plan_pasting(job, photos, masks, context=context, share=float(share or 1)),
         ),
         config=settings.training,
         seed=job.seed,
