@@ -178,8 +178,9 @@ def run_round(
         made.classifier, cams, masks = make_masks(config, train_truth, step, former)
         if made.classifier is not None:
             step(stages.audit_blur, classifier=made.classifier, x_m=former.x_m, masks=masks)
-    context = paste_context(config, former)
-    share = None if context is None else str(config.causal.segmenter_share)
+    context = share = None
+    if former.pasted is not None:
+        context, share = config.causal.segmenter_context, str(config.causal.segmenter_share)
     made.segmenter = step(stages.train_segmenter, masks=masks, context=context, share=share)
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
     tags = step(stages.check_tags, predictions=made.predictions, before=former.predictions)

@@ -288,6 +288,11 @@ class CausalConfig(_Settings):
         return self.context in ("pasted", "pasted_bare", "pasted_own")
 
     @property
+    def segmenter_context(self) -> str:
+        """The context of the segmenter's pictures: a bare one would cost it (decisions/0009)."""
+        return "pasted" if self.context == "pasted_bare" else self.context
+
+    @property
     def has_map(self) -> bool:
         """Whether the classifier is shown a context map beside the photo."""
         return self.context != "none" and not self.pastes

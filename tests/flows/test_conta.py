@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import time
@@ -17,6 +18,7 @@ from tests.flows import toys as toy_stages
 from wsss_core.config import parse_config
 from wsss_core.errors import BusyError, DataError, DivergedError, InputError, SettingsError
 from wsss_core.records import Manifest
+from wsss_core.store import Store
 
 pytestmark = pytest.mark.flow
 
@@ -240,7 +242,7 @@ def test_conta_flow__irn_has_two_more_stages_before_the_masks(home, toys, conta,
     assert toys.take_calls()[0] == "masks"
 
 
-def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
+def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(home, toys, conta):
     run = conta(rounds=1, causal={"context": "pasted"})
     calls = toys.take_calls()
     assert calls.count("classifier") == 2
@@ -251,11 +253,14 @@ def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(toys, conta):
         assert made[0] != made[1]
     assert run.rounds[1].manifests["segmenter"] != run.rounds[0].manifests["segmenter"]
     assert run.rounds[0].manifests["classifier"] == second.rounds[0].manifests["classifier"]
-    for context in ("pasted_own", "pasted_bare"):
+    for context, shown in (("pasted_own", "pasted_own"), ("pasted_bare", "pasted")):
         other = conta(rounds=1, causal={"context": context})
         for stage in ("classifier", "segmenter"):
             assert other.rounds[1].manifests[stage] != run.rounds[1].manifests[stage]
         assert other.rounds[0].manifests == run.rounds[0].manifests
+        segmenter = Store(home / "store").folder(other.rounds[1].manifests["segmenter"])
+        _, _, inputs = json.loads((segmenter / "what.txt").read_text())
+        assert inputs["context"] == shown
     toys.take_calls()
     half = conta(rounds=1, causal={"context": "pasted", "segmenter_share": 0.5})
     assert [c for c in toys.take_calls() if c in ("classifier", "segmenter")] == ["segmenter"]
