@@ -204,10 +204,10 @@ class CausalConfig(_Settings):
     ] = Field(
         "conta",
         description="What the classifier is shown. `conta`: a map of where classes lie beside the "
-        "photo; `pasted`: objects before the context of other photos (of what follows reads "
+        "photo; `pasted`: objects before the context of other photos (reads of what follows "
         "`segmenter_share` alone); "
-        "`pasted_bare`: half of these contexts without their own objects. All others are controls "
-        "(`pasted_own`: a second copy in the object's own photo).",
+        "`pasted_bare`: for the classifier, half of these contexts without their own objects. All "
+        "others are controls (`pasted_own`: a second copy in the object's own photo).",
     )
     segmenter_share: float = Field(
         1.0,
