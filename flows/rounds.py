@@ -197,7 +197,7 @@ def run_round(
 
 
 def paste_context(config: Config, former: Made) -> str | None:
-    """Where this round's objects are put; None where there are no masks to cut them out by."""
+    """Where the classifier sees objects; None where there are no masks to cut them out by."""
     return None if former.pasted is None else config.causal.context
 
 

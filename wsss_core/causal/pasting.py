@@ -15,7 +15,7 @@ What a mask takes along of the stuff around its object is pasted too; the tie to
 `pasted_bare` shows the classifier half of these contexts bare: the photo's own objects lie under
 other pieces of its own background and their tags are gone. A context that brings its own object is
 no evidence against company and stuff, which that object keeps as well; a bare one is. The segmenter
-sees whole contexts: what a mask has missed of an object would be left over, labelled background.
+sees whole contexts; bare ones cost it (decisions/0009).
 
 The control `pasted_own` puts a second copy of the object elsewhere in its own photo: the same
 augmentation, without another context. Pasting between photos as such is Context Decoupling
