@@ -179,7 +179,7 @@ def run_round(
         if made.classifier is not None:
             step(stages.audit_blur, classifier=made.classifier, x_m=former.x_m, masks=masks)
     context = share = None
-    if former.pasted is not None:
+    if former.pasted is not None and config.causal.segmenter_share:
         context, share = config.causal.segmenter_context, str(config.causal.segmenter_share)
     made.segmenter = step(stages.train_segmenter, masks=masks, context=context, share=share)
     made.predictions = step(stages.segment_photos, segmenter=made.segmenter, split="train")
@@ -194,11 +194,6 @@ def run_round(
     elif config.causal.has_map and config.supervision == "tags":
         find_confounders(config, step, former, made, masks)
     return made, tags.metrics.get("stability")
-
-
-def paste_context(config: Config, former: Made) -> str | None:
-    """Where the classifier sees objects; None where there are no masks to cut them out by."""
-    return None if former.pasted is None else config.causal.context
 
 
 def make_masks(
@@ -216,7 +211,7 @@ def make_masks(
                 confounders=confounders,
                 x_m=x_m,
                 pasted=former.pasted,
-                context=paste_context(config, former),
+                context=None if former.pasted is None else config.causal.context,
                 start=start,
             )
             val_x_m = former.val_predictions

@@ -204,8 +204,8 @@ class CausalConfig(_Settings):
     ] = Field(
         "conta",
         description="What the classifier is shown. `conta`: a map of where classes lie beside the "
-        "photo; `pasted`: objects before the context of other photos (reads of what follows "
-        "`segmenter_share` alone); "
+        "photo; `pasted`: objects before the context of other photos (of the settings below it "
+        "reads `segmenter_share` alone); "
         "`pasted_bare`: for the classifier, half of these contexts without their own objects. All "
         "others are controls (`pasted_own`: a second copy in the object's own photo).",
     )
@@ -213,8 +213,8 @@ class CausalConfig(_Settings):
         1.0,
         ge=0,
         le=1,
-        description="pasted: of the segmenter's photos, those that are. From plain ones it learns "
-        "the company, from pasted ones less of what photos are like (decisions/0009).",
+        description="Share of the segmenter's photos that are pasted, under the contexts that "
+        "paste. It helps where ties are cut and costs where they hold (decisions/0009).",
     )
     fusion: Literal["block2", "block3", "block4", "block5", "head", "all"] = Field(
         "block5", description="Where M joins the trunk (CONTA: block 5 is best)."

@@ -39,7 +39,7 @@ takes the objects out of half of the others."""
 CLASSIFIER_SHARE = 0.5
 """Of the photos of an epoch; the others are seen as they are. With all of them pasted a classifier
 learns less, its task is the harder one (decisions/0009). The segmenter's is a setting,
-`causal.segmenter_share`: scenes and photos want different ones."""
+`causal.segmenter_share`: it helps where ties are cut and costs where they hold."""
 
 SMALLEST, LARGEST = 0.01, 0.6
 """Shares of its photo that an object may cover; beyond, the mask is noise or the whole picture."""
