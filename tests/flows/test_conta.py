@@ -262,9 +262,12 @@ def test_conta_flow__pasted_cuts_by_the_masks_of_the_round_before(home, toys, co
         _, _, inputs = json.loads((segmenter / "what.txt").read_text())
         assert inputs["context"] == shown
     toys.take_calls()
-    half = conta(rounds=1, causal={"context": "pasted", "segmenter_share": 0.5})
-    assert [c for c in toys.take_calls() if c in ("classifier", "segmenter")] == ["segmenter"]
-    assert half.rounds[1].manifests["segmenter"] != run.rounds[1].manifests["segmenter"]
+    for share, shown in ((0.5, ("pasted", "0.5")), (0, (None, None))):
+        other = conta(rounds=1, causal={"context": "pasted", "segmenter_share": share})
+        assert [c for c in toys.take_calls() if c in ("classifier", "segmenter")] == ["segmenter"]
+        segmenter = Store(home / "store").folder(other.rounds[1].manifests["segmenter"])
+        _, _, inputs = json.loads((segmenter / "what.txt").read_text())
+        assert (inputs["context"], inputs["share"]) == shown
     conta(rounds=1, causal={"context": "none"})
     assert "classifier" not in toys.take_calls()
 

@@ -656,9 +656,7 @@ def test_classifier__pasted_shows_half_of_the_objects_before_another_context(mad
 def test_segmenter__pasted_shows_objects_with_their_labels(made, tmp_path):
     """Every photo has another context, whose labels follow; a crop may show none of the object."""
     work, config = made.work, settings().segmenter
-    pasted = train_segmenter(
-        settings(), work, data=made.data, masks=made.masks, context="pasted", share="1.0"
-    )
+    pasted = train_segmenter(settings(), work, data=made.data, masks=made.masks, context="pasted")
     assert pasted.key != made.segmenter.key
     for photo in made.photos:
         mask = np.zeros(read_photo(photo.path).shape[:2], np.uint8)

@@ -89,7 +89,7 @@ def _write(
             masks=job.work.folder(masks),
             settings=settings,
             seed=job.seed,
-            pasting=plan_pasting(job, photos, masks, context=context, share=float(share or 0)),
+            pasting=plan_pasting(job, photos, masks, context=context, share=float(share or 1)),
         ),
         config=settings.training,
         seed=job.seed,
