@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from prefect import flow
 
-from flows.conta import conta_flow
-from flows.environment import locate_data, resolve_home
-from flows.plan import check_backbones
+from flows.conta import conta_flow, index
+from flows.environment import locate_data, open_home
+from flows.plan import check_backbones, check_data
+from flows.progress import FlowRecorder
 from flows.runs import Round, Run, StageName, read_run
-from flows.study import Cell, Study, find_cells, list_missing, write_cell
+from flows.study import (
+    Cell,
+    Cells,
+    Study,
+    cell_path,
+    find_cells,
+    find_other_data,
+    list_missing,
+    write_cell,
+)
+from wsss_core.config import Config
 from wsss_core.errors import ContaError, DataError
 from wsss_core.evaluation.paired import bootstrap_miou
 from wsss_core.observe import ConsoleRecorder
+from wsss_core.records import Manifest
 from wsss_core.stages.audit import read_photo_counts
 from wsss_core.stages.stage import Workspace
 
@@ -33,21 +48,45 @@ def study_flow(study: Study, folder: Path, data: Path | None = None) -> int:
     Returns:
         How many were computed.
     """
-    home, recorder = resolve_home(), ConsoleRecorder()
-    missing = list_missing(study, find_cells(study, folder))
-    for arm, seed in missing:
-        check_backbones(study.config(arm, seed))
-    for number, (arm, seed) in enumerate(missing, start=1):
+    home, recorder = open_home(), ConsoleRecorder()
+    found = find_cells(study, folder)
+    missing = list_missing(study, found)
+    configs = [locate_data(study.config(arm, seed, data=data)) for arm, seed in missing]
+    _check_all(configs, found, home, folder)  # the last arm's fault before the first is computed
+    for number, ((arm, seed), config) in enumerate(zip(missing, configs, strict=True), start=1):
         recorder.note(f"cell {number} of {len(missing)}: arm {arm}, seed {seed}")
-        config = locate_data(study.config(arm, seed, data=data))
         until = cast("StageName | None", study.until)
         name = conta_flow(config, until, study.rounds)
         run = read_run(home, name)
         if run is None:
             raise ContaError(f"the record of run {name} cannot be read; start the study again")
-        write_cell(folder, take_cell(study, run, Workspace(home), arm=arm, seed=seed))
-        find_cells(study, folder)  # of other data than its fellows: said now, not after the last
+        _check_same_data(found, config, run.data, folder)
+        found[arm, seed] = take_cell(study, run, Workspace(home), arm=arm, seed=seed)
+        write_cell(folder, found[arm, seed])
     return len(missing)
+
+
+def _check_all(configs: Sequence[Config], found: Cells, home: Path, folder: Path) -> None:
+    """Refuse what a run would refuse, and data that are not those of the cells that are there."""
+    indexed: dict[str, Manifest] = {}
+    for config in configs:
+        check_backbones(config)
+        work = Workspace(home, config.data.root, config.runtime, FlowRecorder())
+        asked = config.model_dump_json(include={"data", "supervision"})
+        if asked not in indexed:
+            indexed[asked], _ = index(config, work)
+        check_data(config, work.dataset(indexed[asked]))
+        _check_same_data(found, config, indexed[asked].digest, folder)
+
+
+def _check_same_data(found: Cells, config: Config, digest: str, folder: Path) -> None:
+    other = find_other_data(found, config, digest)
+    if other is not None:
+        source = config.data.root or "what data.source draws today"
+        raise DataError(
+            f"{source} is not the data that {cell_path(folder, *other)} was made of, so they would "
+            "not compare; give that folder by --data, or keep the cells elsewhere by --out"
+        )
 
 
 def take_cell(study: Study, run: Run, work: Workspace, *, arm: str, seed: int) -> Cell:
@@ -84,8 +123,21 @@ def take_cell(study: Study, run: Run, work: Workspace, *, arm: str, seed: int) -
         endpoint=study.endpoint,
         bootstrap=_bootstrap(study.endpoint, last, work),
         artifacts={label: made.digest for label, made in sorted(last.manifests.items())},
+        code=_stamp_code(rounds, work),
         versions=next(iter(last.manifests.values())).versions,
     )
+
+
+def _stamp_code(rounds: Sequence[Round], work: Workspace) -> dict[str, str]:
+    """Hash of the code of each stage; a run's rounds have the same one."""
+    stamps = {}
+    for entry in rounds:
+        for made in entry.manifests.values():
+            parts = work.store.question(made).get("code")
+            if parts:
+                text = json.dumps(parts, sort_keys=True)
+                stamps[made.stage] = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return stamps
 
 
 def _bootstrap(endpoint: str, last: Round, work: Workspace) -> list[float]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +40,19 @@ from wsss_core.store import write_atomically
 
 TABLES, PICTURE = "tables.md", "differences.svg"
 _RAW = ("context/", "adjustment/", "confounders/")  # ratios that are no scores
+_SCORE = re.compile(
+    r"(cam|pseudo|seg_[^/]+)/(miou|miou_core|miou_oracle)|classifier/(map|f1|f1_micro)"
+    r"|audit(_[^/]+)?/\w+|tag_agreement(/\w+)?|stability"
+)
+_MADE_BY = {
+    "classifier": "classifier",
+    "cam": "cams",
+    "pseudo": "masks",
+    "audit": "masks",
+    "seg_train": "predictions",
+    "tag_agreement": "predictions",
+    "stability": "predictions",
+}
 ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_+.-]{0,40}$")]
 
 
@@ -92,7 +107,7 @@ class Study(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
     recipe: Path
     seeds: tuple[int, ...] = Field(min_length=1)
-    seeded: tuple[str, ...] = ("seed",)
+    seeded: tuple[str, ...] = Field(("seed",), min_length=1)
     rounds: int = Field(1, ge=0, le=20)
     until: str | None = None
     settings: dict[str, Any] = {}
@@ -110,6 +125,17 @@ class Study(BaseModel):
             raise ValueError(f"against: {self.against!r} is no arm; there are {list(self.arms)}")
         if self.until is not None and self.until not in MAIN_STAGES:
             raise ValueError(f"until: no stage {self.until!r}; there are {list(MAIN_STAGES)}")
+        if not _SCORE.fullmatch(self.endpoint):
+            raise ValueError(
+                f"endpoint: {self.endpoint!r} is no score; some are pseudo/miou, cam/miou_oracle, "
+                "classifier/map, seg_val/miou and audit/leak_cam"
+            )
+        made_by = _MADE_BY.get(self.endpoint.partition("/")[0], "test")
+        if self.until and MAIN_STAGES.index(self.until) < MAIN_STAGES.index(made_by):
+            raise ValueError(
+                f"until: {self.until!r} stops before {self.endpoint!r} is known; set it to "
+                f"{made_by!r}"
+            )
         for check in self.checks:
             for arm, _ in filter(None, check.places()):
                 if arm not in self.arms:
@@ -157,6 +183,7 @@ class Cell(BaseModel):
         bootstrap: The end point of the last round under draws of photos; empty if the artifacts
             hold no counts of single photos.
         artifacts: Content digest of what each stage of the last round made.
+        code: Hash of the code behind each stage; cells of 0.1.0 say nothing of it.
         versions: Of the libraries.
     """
 
@@ -167,10 +194,11 @@ class Cell(BaseModel):
     stop: str | None
     config: dict[str, Any]
     data: str
-    rounds: list[dict[str, float]]
+    rounds: list[dict[str, float]] = Field(min_length=1)
     endpoint: str = ""
     bootstrap: list[float] = []
     artifacts: dict[str, str] = {}
+    code: dict[str, str] = {}
     versions: dict[str, str] = {}
 
 
@@ -205,12 +233,36 @@ def load_study(path: Path) -> Study:
         raise SettingsError(f"{path}: {'; '.join(faults)}") from None
     study = study.model_copy(update={"recipe": path.parent / study.recipe})
     for arm in study.arms:  # a typo in the last arm is said before the first one is computed
-        if study.config(arm, study.seeds[0]).supervision == "truth" and study.rounds:
-            raise SettingsError(
-                f"arm {arm!r} of study {study.name}: the fully supervised twin has one round; set "
-                "rounds: 0"
-            )
+        refusal = _refuse(study, study.config(arm, study.seeds[0]))
+        if refusal is not None:
+            raise SettingsError(f"arm {arm!r} of study {study.name}: {refusal}")
+    _refuse_copies(study)
     return study
+
+
+def _refuse(study: Study, config: Config) -> str | None:
+    """Why a run of these settings would not come to what the study compares."""
+    if config.supervision == "truth" and study.rounds:
+        return "the fully supervised twin has one round; set rounds: 0"
+    if config.rounds != study.rounds:
+        return f"rounds {config.rounds}: the study has {study.rounds}; remove it here"
+    if config.evaluation.stop_stability is not None:
+        return "evaluation.stop_stability may end it before the last round; set it to null"
+    return None
+
+
+def _refuse_copies(study: Study) -> None:
+    """Two cells of the same settings are one training, and would count as two."""
+    first: dict[str, str] = {}
+    for seed in study.seeds:
+        for arm in study.arms:
+            name = f"arm {arm!r}, seed {seed}"
+            other = first.setdefault(study.config(arm, seed).digest(), name)
+            if other != name:
+                raise SettingsError(
+                    f"study {study.name}: {other} and {name} have the same settings; change an "
+                    "arm, or name in `seeded` what the seeds should change"
+                )
 
 
 def cell_path(folder: Path, arm: str, seed: int) -> Path:
@@ -233,21 +285,38 @@ def find_cells(study: Study, folder: Path) -> dict[tuple[str, int], Cell]:
         DataError: For a broken cell, or two that ask for the same data and were made of different.
     """
     found: dict[tuple[str, int], Cell] = {}
-    data: dict[str, tuple[str, Path]] = {}
     for arm in study.arms:
         for seed in study.seeds:
             path = cell_path(folder, arm, seed)
             cell = _read_cell(path)
             if cell is None or not _answers(cell, study, arm, seed):
                 continue
-            digest, first = data.setdefault(repr(cell.config["data"]), (cell.data, path))
-            if digest != cell.data:
+            other = find_other_data(found, parse_config(cell.config), cell.data)
+            if other is not None:
                 raise DataError(
-                    f"{path} and {first} were made of different data, so they do not compare; "
-                    "remove the one of the data you do not mean and run the study again"
+                    f"{path} and {cell_path(folder, *other)} were made of different data, so they "
+                    "do not compare; remove the one of the data you do not mean and run the study "
+                    "again"
                 )
             found[arm, seed] = cell
     return found
+
+
+def find_other_data(cells: Cells, config: Config, digest: str) -> tuple[str, int] | None:
+    """Arm and seed of a cell of the same data settings that was made of other data.
+
+    Args:
+        cells: Those that are there.
+        config: Settings of a further one.
+        digest: Of its data.
+    """
+    asked = config.data.model_dump_json(exclude={"root"})
+    for place, cell in cells.items():
+        if cell.data == digest:
+            continue
+        if parse_config(cell.config).data.model_dump_json(exclude={"root"}) == asked:
+            return place
+    return None
 
 
 def list_missing(study: Study, cells: Cells) -> list[tuple[str, int]]:
@@ -274,7 +343,8 @@ def verify(study: Study, folder: Path, *, findings: Path) -> str:
             next empty line.
 
     Raises:
-        DataError: If a cell is missing, or a table says something else than the cells.
+        DataError: If a cell is missing, if a metric or a check has no number, or if a table says
+            something else than the cells.
     """
     cells = find_cells(study, folder)
     missing = list_missing(study, cells)
@@ -284,6 +354,16 @@ def verify(study: Study, folder: Path, *, findings: Path) -> str:
             f"{len(missing)} of {len(study.arms) * len(study.seeds)} cells of {study.name} are "
             f"missing, the first is arm {arm}, seed {seed}; run the study without --verify"
         )
+    for check in study.checks:
+        if len(_found(study, cells, check)) < len(study.seeds):
+            names = ", ".join(metric for _, metric in filter(None, check.places()))
+            raise DataError(
+                f"check {check.what!r} of {study.name} finds no number under some seed; correct "
+                f"the names it has: {names}"
+            )
+    for metric in (study.endpoint, *study.metrics):
+        if not any(metric in cell.rounds[-1] for cell in cells.values()):
+            raise DataError(f"metrics of {study.name}: no cell has {metric!r}; correct its name")
     blocks = build_tables(study, cells)
     text = "\n\n".join(blocks)
     for name, made in ((TABLES, f"{text}\n"), (PICTURE, build_picture(study, cells))):
@@ -327,7 +407,8 @@ def _endpoint_table(study: Study, cells: Cells) -> str:
     rows = [_start_row(study, cells)] if study.rounds else []
     for arm in study.arms:
         scores = _scores(study, cells, arm, name)
-        row = [arm + _unpaired(study, cells, arm), str(len(scores)), _mean(scores.values(), name)]
+        marks = _dead(cells, arm), _unpaired(study, cells, arm), _recoded(study, cells, arm)
+        row = [_marked(arm, *marks), str(len(scores)), _mean(scores.values(), name)]
         if arm != study.against:
             differences = _differences(study, cells, arm, name)
             row += [
@@ -354,7 +435,7 @@ def _metric_tables(study: Study, cells: Cells) -> list[str]:
         return []
     rows = []
     for arm in study.arms:
-        row = [arm + _flag(study, cells, arm)]
+        row = [_marked(arm, _dead(cells, arm))]
         for name in study.metrics:
             text = _mean(_scores(study, cells, arm, name).values(), name)
             interval = student_interval(_differences(study, cells, arm, name))
@@ -366,7 +447,12 @@ def _metric_tables(study: Study, cells: Cells) -> list[str]:
     return [_markdown(["arm", *study.metrics], rows)]
 
 
-def _flag(study: Study, cells: Cells, arm: str) -> str:
+def _marked(arm: str, *marks: str) -> str:
+    text = "; ".join(filter(None, marks))
+    return f"{arm} ({text})" if text else arm
+
+
+def _dead(cells: Cells, arm: str) -> str:
     """Says under how many seeds a context was dead: such an arm is no test of it."""
     reasons = [
         say_dead(cell.rounds[-1], context=cell.config["causal"]["context"])
@@ -375,7 +461,7 @@ def _flag(study: Study, cells: Cells, arm: str) -> str:
     ]
     dead = len(list(filter(None, reasons)))
     part = "" if dead == len(reasons) else f": {dead} of {len(reasons)}"
-    return f" (context dead{part})" if dead else ""
+    return f"context dead{part}" if dead else ""
 
 
 def _unpaired(study: Study, cells: Cells, arm: str) -> str:
@@ -390,7 +476,21 @@ def _unpaired(study: Study, cells: Cells, arm: str) -> str:
         if (arm, seed) in cells and (study.against, seed) in cells
     ]
     odd = sum(_start(ours) == _start(theirs) and _differ(ours, theirs) for ours, theirs in pairs)
-    return f" (another round 0: {odd} of {len(pairs)})" if odd else ""
+    return f"another round 0: {odd} of {len(pairs)}" if odd else ""
+
+
+def _recoded(study: Study, cells: Cells, arm: str) -> str:
+    """Says that a stage's code is not the same in all cells of an arm and its control.
+
+    The change need not move a number, but nobody has looked.
+    """
+    stamps = defaultdict(set)
+    for (name, _), cell in cells.items():
+        if name in (arm, study.against):
+            for label, stamp in cell.code.items():
+                stamps[label].add(stamp)
+    changed = [label for label, found in stamps.items() if len(found) > 1]
+    return f"code changed: {', '.join(sorted(changed))}" if changed else ""
 
 
 def _start(cell: Cell) -> str:
@@ -430,7 +530,11 @@ def _found(study: Study, cells: Cells, check: Check) -> list[tuple[float, float]
 
 
 def _judge(check: Check, found: Sequence[tuple[float, float]]) -> tuple[str, str, str, str]:
-    """The value and its interval, what was asked, whether the value holds; `-` without a score."""
+    """The value and its interval, what was asked, whether the value holds.
+
+    `-` without a score, and where the divisor is not above 0: of a gap that is none nothing is
+    closed, and two losses would look like a gain.
+    """
 
     def text(bound: float) -> str:
         return f"{bound:.2f}" if check.over else _number(bound, check.of[1])
@@ -438,7 +542,7 @@ def _judge(check: Check, found: Sequence[tuple[float, float]]) -> tuple[str, str
     low, high = ("" if bound is None else text(bound) for bound in (check.low, check.high))
     asked = f"{low} .. {high}".strip()
     values, divisors = [value for value, _ in found], [divisor for _, divisor in found]
-    if not sum(divisors):
+    if sum(divisors) <= 0:
         return "-", "-", asked, "-"
     mean, interval = sum(values) / sum(divisors), ratio_interval(values, divisors)
     reach = "-" if interval is None else f"{text(interval.low)} .. {text(interval.high)}"
@@ -463,14 +567,15 @@ def _differences(study: Study, cells: Cells, arm: str, name: str) -> list[float]
 
 
 def _photo_interval(study: Study, cells: Cells, arm: str) -> Interval | None:
-    return bootstrap_interval(
-        [
-            (cells[arm, seed].bootstrap, cells[study.against, seed].bootstrap)
-            for seed in study.seeds
-            if (arm, seed) in cells and (study.against, seed) in cells
-            if cells[arm, seed].endpoint == cells[study.against, seed].endpoint == study.endpoint
-        ]
-    )
+    """Over all seeds that the difference is of; None if one of them has draws of something else."""
+    pairs = [
+        (cells[arm, seed], cells[study.against, seed])
+        for seed in study.seeds
+        if (arm, seed) in cells and (study.against, seed) in cells
+    ]
+    if any(study.endpoint != cell.endpoint for pair in pairs for cell in pair):
+        return None
+    return bootstrap_interval([(ours.bootstrap, theirs.bootstrap) for ours, theirs in pairs])
 
 
 def _average(values: Iterable[float]) -> float | None:
@@ -523,16 +628,17 @@ def _answers(cell: Cell, study: Study, arm: str, seed: int) -> bool:
     except SettingsError:  # a setting of then does not exist any more
         return False
     asked = study.config(arm, seed)
-    return (cell.stop, made_with.rounds, made_with.digest()) == (
+    return (cell.stop, made_with.rounds, len(cell.rounds) - 1, made_with.digest()) == (
         study.stop,
         asked.rounds,
+        study.rounds,
         asked.digest(),
     )
 
 
 def _quoted_tables(page: str, name: str) -> list[str]:
     """What follows each mark of a study on a page, up to an empty line."""
-    parts = page.split(f"<!-- table {name} -->\n")[1:]
+    parts = re.split(rf"<!--\s*table\s+{re.escape(name)}\s*-->[ \t]*\n", page)[1:]
     return [part.partition("\n\n")[0].strip("\n") for part in parts]
 
 

@@ -628,6 +628,15 @@ class Config(_Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _batch_norm_sees_each_photo_once(self) -> Config:
+        if self.causal.adjustment == "exact" and not self.classifier.freeze_bn:
+            raise ValueError(
+                "classifier.freeze_bn false: causal.adjustment 'exact' passes each photo once a "
+                "confounder, in parts, and each pass would move its statistics; set it true"
+            )
+        return self
+
     def at_round(self, number: int) -> Config:
         """The settings of one round: those with the latest of `threshold_changes` until it."""
         begun = [start for start in self.threshold_changes if start <= number]

@@ -142,11 +142,11 @@ class Store:
         files = sorted(
             self.root.glob(f"{stage}/[!.]*/{_QUESTION}"), key=lambda p: p.stat().st_mtime_ns
         )
-        found = []
-        for file in reversed(files):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(file.read_text()))
-        return found
+        return list(filter(None, map(_read_question, reversed(files))))
+
+    def question(self, manifest: Manifest) -> dict[str, Any]:
+        """What the key of an artifact was made of; empty if nothing says so."""
+        return _read_question(self.folder(manifest) / _QUESTION)
 
     def writer(self, stage: str, key: str) -> str | None:
         """The process that is making an artifact right now, `host H, pid P`; None if none is."""
@@ -368,6 +368,12 @@ def read_index(folder: Path) -> dict[str, str]:
     """File of each photo id of an artifact, relative to `folder`."""
     lines = (folder / _INDEX).read_text().splitlines()
     return {entry["id"]: entry["file"] for entry in map(json.loads, lines)}
+
+
+def _read_question(file: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(file.read_text()))
+    return {}
 
 
 def _errno_of(error: OSError | SafetensorError) -> int | None:

@@ -425,6 +425,13 @@ def test_config__batch_norm_does_not_learn_from_parts_of_batches(network):
     assert parse_config({network: {"freeze_bn": False}}).runtime.devices == 1
 
 
+def test_parse_config__exact_passes_a_photo_several_times():
+    free = {"classifier": {"freeze_bn": False}}
+    with pytest.raises(SettingsError, match=r"classifier.freeze_bn false: causal.adjustment 'exac"):
+        parse_config(free | {"causal": {"adjustment": "exact"}})
+    assert parse_config(free).causal.adjustment == "nwgm"
+
+
 def test_runtime__several_devices_are_not_one_gpu():
     with pytest.raises(SettingsError, match="device 'cuda:1' is one GPU; for devices 2 say auto"):
         parse_config({"runtime": {"device": "cuda:1", "devices": 2}})

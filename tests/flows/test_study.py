@@ -87,6 +87,28 @@ def test_load_study__arms_are_settings_of_the_recipe(place):
         ({"arm": {}}, r"study\.yaml: arm: Extra inputs are not permitted"),
         ({"arms": {"A b": {}}}, r"arms\.A b.*should match pattern"),
         ({"checks": [{"what": "w", "of": ["x", "cam/miou"]}]}, r"checks: 'x' is no arm"),
+        ({"endpoint": "pseudo/mIoU"}, r"endpoint: 'pseudo/mIoU' is no score; some are pseudo/miou"),
+        (
+            {"endpoint": "seg_val/miou", "until": "masks"},
+            r"until: 'masks' stops before 'seg_val/miou' is known; set it to 'test'",
+        ),
+        ({"seeded": []}, r"seeded: Tuple should have at least 1 item"),
+        (
+            {"arms": {"none": {"causal.context": "none"}, "other": {"rounds": 2}}},
+            r"^arm 'other' of study toy: rounds 2: the study has 1; remove it here",
+        ),
+        (
+            {"settings": {"evaluation.stop_stability": 0.9}},
+            r"^arm 'none' of study toy: evaluation.stop_stability may end it before",
+        ),
+        (
+            {"arms": {"none": {}, "same": {"causal.context": "conta"}}},
+            r"arm 'none', seed 0 and arm 'same', seed 0 have the same settings",
+        ),
+        (
+            {"seeded": ["runtime.threads"], "seeds": [1, 2]},
+            r"arm 'none', seed 1 and arm 'none', seed 2 have the same settings",
+        ),
     ],
 )
 def test_load_study__faults_are_one_line(place, changes, message):
@@ -171,6 +193,47 @@ def test_find_cells__of_different_data_are_no_pair(place, tmp_path):
     assert study.list_missing(asked, study.find_cells(asked, tmp_path)) == [("conta", 0)]
 
 
+def test_find_cells__the_data_of_cells_from_before_a_setting_was_there(place, tmp_path):
+    asked = study.load_study(place(seeds=[0]))
+    write_cells(asked, tmp_path, {"none": [0.2], "conta": [0.3]})
+    path = study.cell_path(tmp_path, "conta", 0)
+    document = json.loads(path.read_text())
+    del document["config"]["data"]["long_side_px"]
+    path.write_text(json.dumps(document))
+    assert ("conta", 0) in study.find_cells(asked, tmp_path)
+    path.write_text(json.dumps(document | {"data": "other"}))
+    with pytest.raises(DataError, match=r"conta-0\.json and .*none-0\.json were made of different"):
+        study.find_cells(asked, tmp_path)
+
+
+def test_find_cells__one_that_ends_too_early_is_missing(place, tmp_path):
+    asked = study.load_study(place(seeds=[0]))
+    write_cells(asked, tmp_path, {"none": [0.2], "conta": [0.3]})
+    path = study.cell_path(tmp_path, "conta", 0)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"rounds": document["rounds"][:1]}))
+    assert study.list_missing(asked, study.find_cells(asked, tmp_path)) == [("conta", 0)]
+    path.write_text(json.dumps(document | {"rounds": []}))
+    with pytest.raises(DataError, match=r"conta-0\.json is no cell of a study"):
+        study.find_cells(asked, tmp_path)
+
+
+def test_build_tables__says_where_the_code_of_a_stage_changed(place, tmp_path):
+    asked = study.load_study(place(metrics=[]))
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+
+    def stamp(arm, seed, **code):
+        path = study.cell_path(tmp_path, arm, seed)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"code": code}))
+        (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+        return endpoint.splitlines()[-1].partition(" | 2 |")[0]
+
+    assert stamp("conta", 0, classifier="a", cams="b") == "| conta"  # the others do not say
+    assert stamp("none", 0, classifier="a") == "| conta"
+    assert stamp("conta", 1, classifier="a", cams="c") == "| conta (code changed: cams)"
+    assert stamp("none", 1, classifier="d") == "| conta (code changed: cams, classifier)"
+
+
 def test_build_tables__says_where_two_cells_have_not_the_same_round_0(place, tmp_path):
     asked = study.load_study(place(metrics=[]))
     write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
@@ -197,6 +260,18 @@ def test_build_tables__draws_of_another_end_point_are_not_shown(place, tmp_path)
     assert endpoint.splitlines()[-1] == "| conta | 2 | 16.5 | +4.0 | -8.7 .. +16.7 | - |"
 
 
+def test_build_tables__photos_of_some_of_the_seeds_are_not_shown(place, tmp_path):
+    """An interval beside a mean of two seeds is of both, or it is not there."""
+    asked = study.load_study(place(metrics=[]))
+    draws = {"none": [0.0, 0.01], "conta": [0.0, 0.05]}
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]}, draws=draws)
+    path = study.cell_path(tmp_path, "conta", 1)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"endpoint": ""}))
+    (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    assert endpoint.splitlines()[-1] == "| conta | 2 | 33.0 | +8.0 | -17.4 .. +33.4 | - |"
+
+
 def test_build_tables__counts_the_seeds_of_a_dead_context(place, tmp_path):
     asked = study.load_study(place(metrics=["context/rms_ratio"]))
     write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
@@ -205,7 +280,8 @@ def test_build_tables__counts_the_seeds_of_a_dead_context(place, tmp_path):
         document = json.loads(path.read_text())
         document["rounds"][1] |= {"context/rms_ratio": ratio, "context/cosine": 0.5}
         path.write_text(json.dumps(document))
-    metrics = study.build_tables(asked, study.find_cells(asked, tmp_path))[1]
+    endpoint, metrics = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    assert "| conta (context dead: 1 of 2) | 2 | 33.0 |" in endpoint
     assert metrics.splitlines()[2:] == ["| none | - |", "| conta (context dead: 1 of 2) | 0.151 |"]
 
 
@@ -252,6 +328,7 @@ def test_build_tables__checks_hand_counted(place, tmp_path):
             "low": 0.1,
         },
         {"what": "no gap", "of": conta, "less": none, "over": none, "over_less": none},
+        {"what": "losses", "of": none, "less": conta, "over": none, "over_less": conta, "low": 0.5},
     ]
     asked = study.load_study(place(checks=checks))
     write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
@@ -266,6 +343,7 @@ def test_build_tables__checks_hand_counted(place, tmp_path):
         "| unknown | - | - | 0 .. | - |",
         "| gap closed | 0.20 | -0.32 .. 1.18 | 0.10 .. | yes |",  # 8 of 41 points
         "| no gap | - | - | .. | - |",
+        "| losses | - | - | 0.50 .. | - |",  # less than nothing was there to be won
     ]
 
 
@@ -304,6 +382,21 @@ def test_verify__says_what_differs_from_the_cells(place, tmp_path):
         check()
 
 
+def test_verify__a_number_that_no_cell_has(place, tmp_path):
+    """A misspelt name would be a table of dashes, which every cell agrees with."""
+    typo = {"what": "gain", "of": ["conta", "cam/mIoU"], "low": 0}
+    for changes, message in (
+        ({"metrics": ["cam/miou", "cam/mIoU"]}, r"metrics of toy: no cell has 'cam/mIoU'"),
+        ({"endpoint": "seg_val/miou"}, r"metrics of toy: no cell has 'seg_val/miou'"),
+        ({"checks": [typo]}, r"check 'gain' of toy finds no number .* names it has: cam/mIoU$"),
+    ):
+        asked = study.load_study(place(**{"metrics": []} | changes))
+        write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+        study.write_tables(asked, tmp_path)
+        with pytest.raises(DataError, match=message):
+            study.verify(asked, tmp_path, findings=tmp_path / "findings.md")
+
+
 @pytest.mark.parametrize("cells", sorted(CELLS.iterdir()), ids=lambda folder: folder.name)
 def test_verify__what_ships_is_what_its_cells_give(cells):
     """Tables, picture, and what docs/findings.md quotes of them."""
@@ -334,12 +427,24 @@ def test_study_flow__shared_stages_once_and_only_missing_cells(home, place, tmp_
     ]
     assert cell.rounds[0] == {**cells["none", 1].rounds[0], "seconds": cell.rounds[0]["seconds"]}
     assert cell.artifacts["masks"]
+    assert cell.code.keys() >= {"classifier", "masks", "segmenter"}
+    assert cell.code == cells["conta", 0].code
     assert cell.config["causal"]["context"] == "conta"
 
     study.cell_path(folder, "none", 0).unlink()
     assert study_flow(asked, folder) == 1
     assert toys.take_calls() in ([], ["truth"])
     assert study_flow(asked, folder) == 0
+
+    for seed in asked.seeds:
+        path = study.cell_path(folder, "none", seed)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "other"}))
+        study.cell_path(folder, "conta", seed).unlink()
+    toys.take_calls()
+    with pytest.raises(DataError, match=r"is not the data that .*none-0\.json was made of"):
+        study_flow(asked, folder)
+    assert not set(toys.take_calls()) - {"scenes", "truth"}  # said before anything is trained
+    assert not study.cell_path(folder, "conta", 0).exists()
 
 
 @pytest.fixture
@@ -398,6 +503,6 @@ def test_take_cell__the_round_that_is_asked_for(make_run):
     further = asked.model_copy(update={"rounds": 4})
     with pytest.raises(DataError, match=r"^run toy-1 has no pseudo/miou in round 4: .* is 3 and"):
         take_cell(further, run, work, arm="conta", seed=1)
-    typo = asked.model_copy(update={"endpoint": "pseudo/mIoU"})
+    typo = asked.model_copy(update={"endpoint": "pseudo/mIoU"})  # as another version's name
     with pytest.raises(DataError, match=r"no pseudo/mIoU .* has cam/miou, pseudo/iou/cat, pseudo/"):
         take_cell(typo, run, work, arm="conta", seed=1)
