@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -12,8 +13,9 @@ from prefect import flow
 
 from flows.conta import conta_flow, index
 from flows.environment import locate_data, open_home
-from flows.plan import check_backbones, check_data
+from flows.plan import check_backbones, check_data, check_scenes
 from flows.progress import FlowRecorder
+from flows.rounds import Truth, truth_of
 from flows.runs import Round, Run, StageName, read_run
 from flows.study import (
     Cell,
@@ -26,6 +28,7 @@ from flows.study import (
     write_cell,
 )
 from wsss_core.config import Config
+from wsss_core.data.labels import TRAIN
 from wsss_core.errors import ContaError, DataError
 from wsss_core.evaluation.paired import bootstrap_miou
 from wsss_core.observe import ConsoleRecorder
@@ -52,7 +55,7 @@ def study_flow(study: Study, folder: Path, data: Path | None = None) -> int:
     found = find_cells(study, folder)
     missing = list_missing(study, found)
     configs = [locate_data(study.config(arm, seed, data=data)) for arm, seed in missing]
-    _check_all(configs, found, home, folder)  # the last arm's fault before the first is computed
+    _check_all(study, configs, found, home, folder)  # the last arm's fault before the first's cell
     for number, ((arm, seed), config) in enumerate(zip(missing, configs, strict=True), start=1):
         recorder.note(f"cell {number} of {len(missing)}: arm {arm}, seed {seed}")
         until = cast("StageName | None", study.until)
@@ -66,17 +69,40 @@ def study_flow(study: Study, folder: Path, data: Path | None = None) -> int:
     return len(missing)
 
 
-def _check_all(configs: Sequence[Config], found: Cells, home: Path, folder: Path) -> None:
-    """Refuse what a run would refuse, and data that are not those of the cells that are there."""
-    indexed: dict[str, Manifest] = {}
+def _check_all(
+    study: Study, configs: Sequence[Config], found: Cells, home: Path, folder: Path
+) -> None:
+    """Refuse what a run would refuse, and data that cannot give a cell beside those there are."""
+    indexed: dict[str, tuple[Manifest, Truth | None]] = {}
     for config in configs:
         check_backbones(config)
+        check_scenes(config)
         work = Workspace(home, config.data.root, config.runtime, FlowRecorder())
+        work.device()
         asked = config.model_dump_json(include={"data", "supervision"})
         if asked not in indexed:
-            indexed[asked], _ = index(config, work)
-        check_data(config, work.dataset(indexed[asked]))
-        _check_same_data(found, config, indexed[asked].digest, folder)
+            indexed[asked] = index(config, work)
+        data, truth = indexed[asked]
+        check_data(config, work.dataset(data))
+        _check_same_data(found, config, data.digest, folder)
+        _check_endpoint(study.endpoint, config, truth)
+
+
+def _check_endpoint(endpoint: str, config: Config, truth: Truth | None) -> None:
+    kind = endpoint.partition("/")[0]
+    named = re.fullmatch(r"(seg|audit)_(.+)", kind)
+    if endpoint.startswith("audit/blur"):  # asks the classifier alone
+        return
+    if named is None and kind not in ("cam", "pseudo", "audit"):
+        return
+    split = TRAIN if named is None else named[2]
+    scored = split == TRAIN or split in config.data.val
+    if not scored or truth_of(truth, split) is None:
+        lack = "true masks" if scored else "scores (data.val)"
+        raise DataError(
+            f"endpoint {endpoint!r} needs {lack} of the list {split!r}, and there are none; add "
+            "them, or choose another, as tag_agreement, which needs no masks"
+        )
 
 
 def _check_same_data(found: Cells, config: Config, digest: str, folder: Path) -> None:

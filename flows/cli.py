@@ -199,17 +199,22 @@ def study(
     with those that findings.md beside OUT quotes.
     """
     from flows.environment import resolve_home
-    from flows.study import find_cells, list_missing, load_study, write_tables
-    from flows.study import verify as verify_study
+    from flows.study import find_cells, list_missing, load_study, open_folder
+    from flows.study_tables import verify as verify_tables
+    from flows.study_tables import write_tables
 
     asked = load_study(study)
     folder = out / asked.name
     if verify:
-        typer.echo(verify_study(asked, folder, findings=out.parent / "findings.md"))
+        typer.echo(verify_tables(asked, folder, findings=out.parent / "findings.md"))
         return
-    if list_missing(asked, find_cells(asked, folder)):
+    missing = list_missing(asked, find_cells(asked, folder))
+    if missing:
         from flows.launch import execute_study
 
+        open_folder(asked, folder)
+        num = len(asked.arms) * len(asked.seeds)
+        typer.echo(f"{len(missing)} of {num} cells are missing in {folder}", err=True)
         execute_study(asked, home=resolve_home(), folder=folder.absolute(), data=data)
     typer.echo(write_tables(asked, folder))
 
@@ -439,11 +444,17 @@ def scenes(
     """
     from wsss_core.config import parse_config
     from wsss_core.data.scenes import write_scenes
+    from wsss_core.errors import StoreError
     from wsss_core.observe import ConsoleRecorder
 
     tree = {"photos": photos, "size_px": size, "confounding": confounding, "seed": seed}
     config = parse_config({"data": {"scenes": tree}})
-    write_scenes(out, config.data.scenes, ConsoleRecorder())
+    try:
+        write_scenes(out, config.data.scenes, ConsoleRecorder())
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or out} cannot be written ({error.strerror}); give another folder"
+        ) from error
     typer.echo(f"scenes in {out}; look at them, then: conta data check {out}")
 
 

@@ -17,7 +17,15 @@ from flows.cost import check_cost
 from flows.environment import locate_data, open_home
 from flows.gpu import device_id, turn_on_gpu
 from flows.patience import pass_over_events
-from flows.plan import check_backbones, check_data, check_until, label_call, plan_rounds
+from flows.plan import (
+    check_backbones,
+    check_data,
+    check_scenes,
+    cut_plan,
+    fetch_weights,
+    label_call,
+    plan_rounds,
+)
 from flows.progress import FlowRecorder
 from flows.report import publish_report, write_report
 from flows.review import ChangedError, ask_reviewer, check_reviewer
@@ -60,6 +68,7 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
         shard_map = choose_shard_map(home, config.runtime)
         work = Workspace(home, config.data.root, config.runtime, recorder, shard_map)
         check_backbones(config)
+        check_scenes(config)
         data, truth = index(config, work)
         check_data(config, work.dataset(data))
         stop = None if until is None else (until, until_round)
@@ -94,15 +103,16 @@ def _compute(
 ) -> tuple[str, Config | None]:
     """Do a run; returns its name, and the settings of the one that goes on in its place, if any."""
     scored = score_what_is_there(config, work.dataset(data).splits)
+    planned = plan_rounds(scored, work, data, truth, verify=False)
     if stop is not None:
-        check_until(plan_rounds(scored, work, data, truth, verify=False), *stop)
+        planned = cut_plan(planned, *stop)
+    fetch_weights(scored, {row.name for row in planned if not row.hit})
     with work_on_run(config, work, data, None if truth is None else truth.masks) as (run, tracker):
         for split in ("train", *scored.data.val):
             if truth is not None and split not in truth.splits:
                 work.recorder.note(f"no photo of {split} has a true mask, so it is not scored")
-        planned = plan_rounds(scored, work, data, truth, verify=False)
         cost = check_cost(planned, scored, work, data)
-        if cost is not None and stop is None:
+        if cost is not None:
             work.recorder.note(cost)
         step = Computing(scored, work, data, run=run, tracker=tracker, stop=stop)
         with contextlib.nullcontext() if cost is None else _turn(work):

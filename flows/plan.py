@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from flows.runs import MAIN_STAGES
 from tasks import stages
 from tasks.policy import stage_of
 from wsss_core.config import Config
-from wsss_core.data.labels import BACKGROUND
+from wsss_core.data.labels import BACKGROUND, TRAIN
+from wsss_core.data.scenes.graph import CUT_EDGES
 from wsss_core.errors import InputError, SettingsError
 from wsss_core.evaluation.report import core_labels
-from wsss_core.models.backbones import check_backbone
+from wsss_core.models.backbones import build_backbone, check_backbone
 from wsss_core.models.classifier import fused_blocks
 from wsss_core.observe import ConsoleRecorder
 from wsss_core.records import Dataset, Manifest
@@ -125,33 +126,31 @@ def plan_rounds(
 def plan_run(config: Config, home: Path, until: str | None = None) -> list[Planned]:
     """Every call of a run, its data first; those that `until` leaves out are left out."""
     rows = _plan_all(config, home)
-    if until is None:
-        return rows
-    check_until(rows, until)
-    names = [row.name for row in rows]
-    later = set(MAIN_STAGES) - {until}
-    begun = names.index(until)
-    return rows[: next((n for n in range(begun, len(rows)) if names[n] in later), len(rows))]
+    return rows if until is None else cut_plan(rows, until)
 
 
-def check_until(rows: Sequence[Planned], until: str, last_round: int = 0) -> None:
-    """Refuse to stop after a stage that a run never comes to, so that it would go on to its end.
+def cut_plan(rows: Sequence[Planned], until: str, last_round: int = 0) -> list[Planned]:
+    """The calls up to where a run stops.
 
     Args:
         rows: Every call of every round.
-        until: Name of the stage.
+        until: Name of the stage that it stops after.
         last_round: The first round that it may stop in.
 
     Raises:
-        InputError: If no such round has the stage.
+        InputError: If no such round has the stage, so that it would go on to its end.
     """
     there = [row for row in rows if row.round is not None and row.round >= last_round]
-    if until not in {row.name for row in there}:
+    begun = next((rows.index(row) for row in there if row.name == until), None)
+    if begun is None:
         names = {row.name: None for row in there if row.name in MAIN_STAGES}
         raise InputError(
             f"from round {last_round} on this run has no stage {until!r} to stop after; "
             f"it has: {', '.join(names) or 'none'}"
         )
+    later = set(MAIN_STAGES) - {until}
+    ends = (n for n in range(begun, len(rows)) if rows[n].name in later)
+    return list(rows[: next(ends, len(rows))])
 
 
 def check_backbones(config: Config) -> None:
@@ -180,18 +179,35 @@ def check_backbones(config: Config) -> None:
         )
 
 
+def fetch_weights(config: Config, stages: Collection[str]) -> None:
+    """Load the ImageNet weights that some stages will, while nothing is computed yet.
+
+    Args:
+        config: The settings.
+        stages: Names of the stages that are to be computed.
+
+    Raises:
+        InputError: For weights that cannot be had, or are not what their name says.
+    """
+    classifier, segmenter = config.classifier, config.segmenter
+    boundary = config.expansion.irn.boundary
+    trunks = {
+        "classifier": (classifier.backbone, classifier.pretrained, classifier.output_stride),
+        "boundary": (boundary.backbone, boundary.pretrained, OUTPUT_STRIDE),
+        "segmenter": (segmenter.backbone, segmenter.pretrained, segmenter.output_stride),
+    }
+    for name, pretrained, stride in {trunks[stage] for stage in trunks.keys() & set(stages)}:
+        if pretrained and name != "lite0":  # whose weights are in a package
+            build_backbone(name, pretrained=True, output_stride=stride)
+
+
 def check_data(config: Config, dataset: Dataset) -> None:
     """Refuse settings that the data cannot answer before the first stage needs them.
 
     Raises:
-        SettingsError: For a core class that is none, a val list that scenes have not, or a photo
-            alone whose context is to be another's.
+        SettingsError: For a core class that is none, or a photo alone whose context is to be
+            another's.
     """
-    if config.data.source == "scenes":
-        for name in config.data.val:
-            if name not in dataset.splits:
-                known = ", ".join(split for split in dataset.splits if split != "train")
-                raise SettingsError(f"data.val: scenes have no list {name!r}; they have: {known}")
     core_labels(config.data.core_classes, names=[BACKGROUND, *dataset.classes])
     if config.causal.context != "shuffled_photo" or not config.rounds:
         return
@@ -203,8 +219,21 @@ def check_data(config: Config, dataset: Dataset) -> None:
             )
 
 
+def check_scenes(config: Config) -> None:
+    """Refuse a val list that scenes have not.
+
+    Raises:
+        SettingsError: Naming those that they have.
+    """
+    for name in config.data.val if config.data.source == "scenes" else ():
+        if name not in CUT_EDGES:
+            known = ", ".join(split for split in CUT_EDGES if split != TRAIN)
+            raise SettingsError(f"data.val: scenes have no list {name!r}; they have: {known}")
+
+
 def _plan_all(config: Config, home: Path) -> list[Planned]:
     check_backbones(config)
+    check_scenes(config)
     work = Workspace(home, config.data.root, config.runtime, ConsoleRecorder())
     if config.data.source == "scenes":
         stage = stage_of(stages.make_scenes)

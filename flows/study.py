@@ -1,4 +1,4 @@
-"""Studies: arms against one control over seeds, one JSON a finished cell, tables made of cells.
+"""Studies: arms against one control over seeds, and one JSON a finished cell.
 
 A cell is one arm under one seed. Its file is small and meant to be committed: the settings it was
 made with, the scores of its rounds, and bootstrap draws of its end point. The tables need nothing
@@ -8,10 +8,9 @@ else, so anybody can make them again without the store.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,24 +24,19 @@ from pydantic import (
     model_validator,
 )
 
-from flows.forest import draw_differences
 from flows.runs import MAIN_STAGES
-from wsss_core.causal.intervention import say_dead
-from wsss_core.config import CausalConfig, Config, load_recipe, parse_config
-from wsss_core.errors import DataError, SettingsError
-from wsss_core.evaluation.paired import (
-    Interval,
-    bootstrap_interval,
-    ratio_interval,
-    student_interval,
-)
+from wsss_core.config import Config, explain_faults, load_recipe, parse_config
+from wsss_core.errors import DataError, SettingsError, StoreError
 from wsss_core.store import write_atomically
 
-TABLES, PICTURE = "tables.md", "differences.svg"
-_RAW = ("context/", "adjustment/", "confounders/")  # ratios that are no scores
 _SCORE = re.compile(
-    r"(cam|pseudo|seg_[^/]+)/(miou|miou_core|miou_oracle)|classifier/(map|f1|f1_micro)"
-    r"|audit(_[^/]+)?/\w+|tag_agreement(/\w+)?|stability"
+    r"(cam|pseudo|seg_[^/]+)/(miou|miou_core)|cam/miou_oracle|classifier/(map|f1|f1_micro)"
+    r"|audit(_[^/]+)?/((leak|gap|object|part|stuff|stuff_untied)_(cam|pseudo|seg)|blur_(own|company))"
+    r"|tag_agreement(/precision|/recall)?|stability"
+)
+_NUMBER = re.compile(
+    r"seconds|cam/threshold_oracle|classifier/(loss|skipped)"
+    r"|(context|adjustment|confounders|boundary_labels|boundary|expansion|segmenter)/\w+"
 )
 _MADE_BY = {
     "classifier": "classifier",
@@ -106,8 +100,8 @@ class Study(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
     recipe: Path
-    seeds: tuple[int, ...] = Field(min_length=1)
-    seeded: tuple[str, ...] = Field(("seed",), min_length=1)
+    seeds: tuple[int, ...]
+    seeded: tuple[str, ...] = ("seed",)
     rounds: int = Field(1, ge=0, le=20)
     until: str | None = None
     settings: dict[str, Any] = {}
@@ -118,11 +112,20 @@ class Study(BaseModel):
     checks: tuple[Check, ...] = ()
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Study:
+    def _arms_and_seeds_are_told_apart(self) -> Study:
+        if not self.seeds or not self.seeded:
+            raise ValueError("seeds and seeded: each needs one at least")
+        for arm, changes in {"settings": self.settings, **self.arms}.items():
+            for name in changes.keys() & self.seeded:
+                raise ValueError(f"{arm}: {name} is what the seeds change; remove it there")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} names one twice, it would count twice")
         if self.against not in self.arms:
             raise ValueError(f"against: {self.against!r} is no arm; there are {list(self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _comes_to_its_endpoint(self) -> Study:
         if self.until is not None and self.until not in MAIN_STAGES:
             raise ValueError(f"until: no stage {self.until!r}; there are {list(MAIN_STAGES)}")
         if not _SCORE.fullmatch(self.endpoint):
@@ -136,10 +139,20 @@ class Study(BaseModel):
                 f"until: {self.until!r} stops before {self.endpoint!r} is known; set it to "
                 f"{made_by!r}"
             )
-        for check in self.checks:
-            for arm, _ in filter(None, check.places()):
-                if arm not in self.arms:
-                    raise ValueError(f"checks: {arm!r} is no arm; there are {list(self.arms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _checks_and_metrics_exist(self) -> Study:
+        places = [place for check in self.checks for place in check.places() if place is not None]
+        for arm, _ in places:
+            if arm not in self.arms:
+                raise ValueError(f"checks: {arm!r} is no arm; there are {list(self.arms)}")
+        for name in (*self.metrics, *(name for _, name in places)):
+            if not _SCORE.fullmatch(name) and not _NUMBER.fullmatch(name):
+                raise ValueError(
+                    f"metrics or checks: no cell has {name!r}; names are those of conta compare "
+                    "--json, without single classes"
+                )
         return self
 
     def config(self, arm: str, seed: int, *, data: Path | None = None) -> Config:
@@ -223,13 +236,12 @@ def load_study(path: Path) -> Study:
         raise SettingsError(f"{path} cannot be read as YAML: {fault}") from None
     if isinstance(tree, dict) and "arms" not in tree and "against" not in tree:
         raise SettingsError(f"{path} has no arms, so it is no study; a recipe: conta run {path}")
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{path} has no settings; it has to begin with lines like name: mine")
     try:
         study = Study.model_validate(tree)
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}".removeprefix(": Value error, ")
-            for item in error.errors()
-        ]
+        faults = explain_faults(error.errors(), Study)
         raise SettingsError(f"{path}: {'; '.join(faults)}") from None
     study = study.model_copy(update={"recipe": path.parent / study.recipe})
     for arm in study.arms:  # a typo in the last arm is said before the first one is computed
@@ -248,6 +260,9 @@ def _refuse(study: Study, config: Config) -> str | None:
         return f"rounds {config.rounds}: the study has {study.rounds}; remove it here"
     if config.evaluation.stop_stability is not None:
         return "evaluation.stop_stability may end it before the last round; set it to null"
+    late = [number for number in config.threshold_changes if number > study.rounds]
+    if late:
+        return f"threshold_changes: there is no round {late[0]}; the study has {study.rounds}"
     return None
 
 
@@ -271,9 +286,46 @@ def cell_path(folder: Path, arm: str, seed: int) -> Path:
 
 
 def write_cell(folder: Path, cell: Cell) -> None:
-    """Keep a finished cell; a reader never sees half of it."""
+    """Keep a finished cell; a reader never sees half of it.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
     text = json.dumps(cell.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-    write_atomically(cell_path(folder, cell.arm, cell.seed), text.encode())
+    write_text(cell_path(folder, cell.arm, cell.seed), text)
+
+
+def open_folder(study: Study, folder: Path) -> None:
+    """Make the folder of the cells that are missing, before the first is computed.
+
+    Raises:
+        StoreError: If nothing can be written there.
+        DataError: If a cell of other settings is in the place of one that is missing.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be written ({error.strerror}); give another folder by --out"
+        ) from error
+    refuse_strangers(study, folder, find_cells(study, folder))
+
+
+def refuse_strangers(study: Study, folder: Path, cells: Cells) -> None:
+    """Say so where a cell of other settings is in the place of one that is missing.
+
+    Raises:
+        DataError: Naming the first.
+    """
+    paths = [cell_path(folder, arm, seed) for arm, seed in list_missing(study, cells)]
+    strangers = [path for path in paths if path.exists()]
+    if strangers:
+        raise DataError(
+            f"{len(strangers)} of the cells in {folder} have other settings or rounds than "
+            f"{study.name} asks for, the first is {strangers[0].name}; give the study another "
+            "name, or remove them"
+        )
 
 
 def find_cells(study: Study, folder: Path) -> dict[tuple[str, int], Cell]:
@@ -324,299 +376,10 @@ def list_missing(study: Study, cells: Cells) -> list[tuple[str, int]]:
     return [(arm, seed) for seed in study.seeds for arm in study.arms if (arm, seed) not in cells]
 
 
-def write_tables(study: Study, folder: Path) -> str:
-    """Write the tables and the picture of the cells that are there; returns the tables."""
-    cells = find_cells(study, folder)
-    text = "\n\n".join(build_tables(study, cells))
-    write_atomically(folder / TABLES, f"{text}\n".encode())
-    write_atomically(folder / PICTURE, build_picture(study, cells).encode())
-    return text
-
-
-def verify(study: Study, folder: Path, *, findings: Path) -> str:
-    """The tables made anew from the cells, after they were found equal to those written down.
-
-    Args:
-        study: The study.
-        folder: Of its cells and its `tables.md`.
-        findings: A page that may quote tables: what follows a line `<!-- table NAME -->` up to the
-            next empty line.
-
-    Raises:
-        DataError: If a cell is missing, if a metric or a check has no number, or if a table says
-            something else than the cells.
-    """
-    cells = find_cells(study, folder)
-    missing = list_missing(study, cells)
-    if missing:
-        arm, seed = missing[0]
-        raise DataError(
-            f"{len(missing)} of {len(study.arms) * len(study.seeds)} cells of {study.name} are "
-            f"missing, the first is arm {arm}, seed {seed}; run the study without --verify"
-        )
-    for check in study.checks:
-        if len(_found(study, cells, check)) < len(study.seeds):
-            names = ", ".join(metric for _, metric in filter(None, check.places()))
-            raise DataError(
-                f"check {check.what!r} of {study.name} finds no number under some seed; correct "
-                f"the names it has: {names}"
-            )
-    for metric in (study.endpoint, *study.metrics):
-        if not any(metric in cell.rounds[-1] for cell in cells.values()):
-            raise DataError(f"metrics of {study.name}: no cell has {metric!r}; correct its name")
-    blocks = build_tables(study, cells)
-    text = "\n\n".join(blocks)
-    for name, made in ((TABLES, f"{text}\n"), (PICTURE, build_picture(study, cells))):
-        if _read(folder / name) != made:
-            raise DataError(
-                f"{folder / name} is not what the cells give; run the study without --verify"
-            )
-    for quoted in _quoted_tables(_read(findings), study.name):
-        if quoted not in blocks:
-            first = quoted.partition("\n")[0]
-            raise DataError(
-                f"a table of {study.name} in {findings} is not what the cells give (it begins "
-                f"{first!r}); copy it from {folder / TABLES}"
-            )
-    return text
-
-
-def build_tables(study: Study, cells: Cells) -> list[str]:
-    """The end point with its intervals, the means of the other metrics, the checks; Markdown."""
-    tables = [_endpoint_table(study, cells), *_metric_tables(study, cells)]
-    return [*tables, _check_table(study, cells)] if study.checks else tables
-
-
-def build_picture(study: Study, cells: Cells) -> str:
-    """The end point of every arm less the control, in points; SVG."""
-    name = study.endpoint
-    rows = {
-        arm: [100 * value for value in _differences(study, cells, arm, name)]
-        for arm in study.arms
-        if arm != study.against
-    }
-    return draw_differences(
-        rows, title=f"{name}, round {study.rounds}, less {study.against}: points, 95 % over seeds"
-    )
-
-
-def _endpoint_table(study: Study, cells: Cells) -> str:
-    name = study.endpoint
-    last = f"{name}, round {study.rounds}"
-    head = ["arm", "seeds", last, f"less {study.against}", "95 %, seeds", "95 %, photos"]
-    rows = [_start_row(study, cells)] if study.rounds else []
-    for arm in study.arms:
-        scores = _scores(study, cells, arm, name)
-        marks = _dead(cells, arm), _unpaired(study, cells, arm), _recoded(study, cells, arm)
-        row = [_marked(arm, *marks), str(len(scores)), _mean(scores.values(), name)]
-        if arm != study.against:
-            differences = _differences(study, cells, arm, name)
-            row += [
-                _signed(_average(differences), name),
-                _interval(student_interval(differences), name),
-                _interval(_photo_interval(study, cells, arm), name),
-            ]
-        rows.append(row)
-    return _markdown(head, rows)
-
-
-def _start_row(study: Study, cells: Cells) -> list[str]:
-    first = [
-        cell.rounds[0][study.endpoint]
-        for (arm, _), cell in cells.items()
-        if arm == study.against and study.endpoint in cell.rounds[0]
-    ]
-    return ["round 0", str(len(first)), _mean(first, study.endpoint)]
-
-
-def _metric_tables(study: Study, cells: Cells) -> list[str]:
-    """Means, and in brackets the paired difference with half its 95 % interval over seeds."""
-    if not study.metrics:
-        return []
-    rows = []
-    for arm in study.arms:
-        row = [_marked(arm, _dead(cells, arm))]
-        for name in study.metrics:
-            text = _mean(_scores(study, cells, arm, name).values(), name)
-            interval = student_interval(_differences(study, cells, arm, name))
-            if arm != study.against and interval is not None:
-                reach = _number(interval.high - interval.mean, name)
-                text += f" ({_signed(interval.mean, name)} ± {reach})"
-            row.append(text)
-        rows.append(row)
-    return [_markdown(["arm", *study.metrics], rows)]
-
-
-def _marked(arm: str, *marks: str) -> str:
-    text = "; ".join(filter(None, marks))
-    return f"{arm} ({text})" if text else arm
-
-
-def _dead(cells: Cells, arm: str) -> str:
-    """Says under how many seeds a context was dead: such an arm is no test of it."""
-    reasons = [
-        say_dead(cell.rounds[-1], context=cell.config["causal"]["context"])
-        for (name, _), cell in cells.items()
-        if name == arm
-    ]
-    dead = len(list(filter(None, reasons)))
-    part = "" if dead == len(reasons) else f": {dead} of {len(reasons)}"
-    return f"context dead{part}" if dead else ""
-
-
-def _unpaired(study: Study, cells: Cells, arm: str) -> str:
-    """Says under how many seeds round 0 is not the control's though nothing asks for another.
-
-    So it is where the code or the machine changed between the two cells: the difference then holds
-    the noise of two trainings, not of one.
-    """
-    pairs = [
-        (cells[arm, seed], cells[study.against, seed])
-        for seed in study.seeds
-        if (arm, seed) in cells and (study.against, seed) in cells
-    ]
-    odd = sum(_start(ours) == _start(theirs) and _differ(ours, theirs) for ours, theirs in pairs)
-    return f"another round 0: {odd} of {len(pairs)}" if odd else ""
-
-
-def _recoded(study: Study, cells: Cells, arm: str) -> str:
-    """Says that a stage's code is not the same in all cells of an arm and its control.
-
-    The change need not move a number, but nobody has looked.
-    """
-    stamps = defaultdict(set)
-    for (name, _), cell in cells.items():
-        if name in (arm, study.against):
-            for label, stamp in cell.code.items():
-                stamps[label].add(stamp)
-    changed = [label for label, found in stamps.items() if len(found) > 1]
-    return f"code changed: {', '.join(sorted(changed))}" if changed else ""
-
-
-def _start(cell: Cell) -> str:
-    """The settings that round 0 depends on: those that only later rounds read are left out."""
-    config = parse_config(cell.config)
-    start = config.classifier.model_copy(update={"init": "imagenet"})
-    changes = {"causal": CausalConfig(), "classifier": start, "threshold_changes": {}}
-    return config.model_copy(update=changes).digest()
-
-
-def _differ(ours: Cell, theirs: Cell) -> bool:
-    shared = ours.rounds[0].keys() & theirs.rounds[0].keys() - {"seconds"}
-    return any(
-        ours.rounds[0][name] != theirs.rounds[0][name]
-        for name in shared
-        if not name.startswith("confounders/")  # already of the next round's context
-    )
-
-
-def _check_table(study: Study, cells: Cells) -> str:
-    rows = [[check.what, *_judge(check, _found(study, cells, check))] for check in study.checks]
-    return _markdown(["check", "found", "95 %, seeds", "asked", "holds"], rows)
-
-
-def _found(study: Study, cells: Cells, check: Check) -> list[tuple[float, float]]:
-    """What a check looks at and what it is divided by, for each seed that has all the scores."""
-    columns = [
-        dict.fromkeys(study.seeds, default) if place is None else _scores(study, cells, *place)
-        for place, default in zip(check.places(), (0.0, 0.0, 1.0, 0.0), strict=True)
-    ]
-    rows = [
-        [column[seed] for column in columns]
-        for seed in study.seeds
-        if all(seed in column for column in columns)
-    ]
-    return [(of - less, over - over_less) for of, less, over, over_less in rows]
-
-
-def _judge(check: Check, found: Sequence[tuple[float, float]]) -> tuple[str, str, str, str]:
-    """The value and its interval, what was asked, whether the value holds.
-
-    `-` without a score, and where the divisor is not above 0: of a gap that is none nothing is
-    closed, and two losses would look like a gain.
-    """
-
-    def text(bound: float) -> str:
-        return f"{bound:.2f}" if check.over else _number(bound, check.of[1])
-
-    low, high = ("" if bound is None else text(bound) for bound in (check.low, check.high))
-    asked = f"{low} .. {high}".strip()
-    values, divisors = [value for value, _ in found], [divisor for _, divisor in found]
-    if sum(divisors) <= 0:
-        return "-", "-", asked, "-"
-    mean, interval = sum(values) / sum(divisors), ratio_interval(values, divisors)
-    reach = "-" if interval is None else f"{text(interval.low)} .. {text(interval.high)}"
-    least = -math.inf if check.low is None else check.low
-    most = math.inf if check.high is None else check.high
-    return text(mean), reach, asked, "yes" if least <= mean <= most else "no"
-
-
-def _scores(study: Study, cells: Cells, arm: str, name: str) -> dict[int, float]:
-    """A metric of the last round by seed, where there is one."""
-    return {
-        seed: cells[arm, seed].rounds[-1][name]
-        for seed in study.seeds
-        if (arm, seed) in cells and name in cells[arm, seed].rounds[-1]
-    }
-
-
-def _differences(study: Study, cells: Cells, arm: str, name: str) -> list[float]:
-    ours = _scores(study, cells, arm, name)
-    theirs = _scores(study, cells, study.against, name)
-    return [score - theirs[seed] for seed, score in ours.items() if seed in theirs]
-
-
-def _photo_interval(study: Study, cells: Cells, arm: str) -> Interval | None:
-    """Over all seeds that the difference is of; None if one of them has draws of something else."""
-    pairs = [
-        (cells[arm, seed], cells[study.against, seed])
-        for seed in study.seeds
-        if (arm, seed) in cells and (study.against, seed) in cells
-    ]
-    if any(study.endpoint != cell.endpoint for pair in pairs for cell in pair):
-        return None
-    return bootstrap_interval([(ours.bootstrap, theirs.bootstrap) for ours, theirs in pairs])
-
-
-def _average(values: Iterable[float]) -> float | None:
-    numbers = list(values)
-    return sum(numbers) / len(numbers) if numbers else None
-
-
-def _mean(values: Iterable[float], name: str) -> str:
-    average = _average(values)
-    return "-" if average is None else _number(average, name)
-
-
-def _number(value: float, name: str) -> str:
-    """Scores in percent, ratios and seconds as they are."""
-    if name.startswith(_RAW):
-        return f"{value:.3g}"
-    return f"{value:.0f}" if name.startswith("seconds") else f"{100 * value:.1f}"
-
-
-def _signed(value: float | None, name: str) -> str:
-    if value is None:
-        return "-"
-    return ("" if value < 0 else "+") + _number(value, name)
-
-
-def _interval(interval: Interval | None, name: str) -> str:
-    if interval is None:
-        return "-"
-    return f"{_signed(interval.low, name)} .. {_signed(interval.high, name)}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    filled = [[*row, *[""] * (len(head) - len(row))] for row in rows]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *filled]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _read_cell(path: Path) -> Cell | None:
     try:
         return Cell.model_validate_json(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError):
         raise DataError(f"{path} is no cell of a study; remove it, or take it from git") from None
@@ -636,11 +399,16 @@ def _answers(cell: Cell, study: Study, arm: str, seed: int) -> bool:
     )
 
 
-def _quoted_tables(page: str, name: str) -> list[str]:
-    """What follows each mark of a study on a page, up to an empty line."""
-    parts = re.split(rf"<!--\s*table\s+{re.escape(name)}\s*-->[ \t]*\n", page)[1:]
-    return [part.partition("\n\n")[0].strip("\n") for part in parts]
+def write_text(path: Path, text: str) -> None:
+    """Replace a file of a study.
 
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); make room or set its permissions, and "
+            "run the study again: what was computed is kept"
+        ) from error

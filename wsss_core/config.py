@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -732,7 +732,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain_all(error.errors()))) from None
+        raise SettingsError("; ".join(explain_faults(error.errors()))) from None
 
 
 def lay_over(config: Config, tree: Mapping[str, Any]) -> Config:
@@ -774,15 +774,19 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
     node[leaf] = parsed
 
 
-def _explain_all(items: Sequence[Any]) -> list[str]:
+def explain_faults(items: Sequence[Any], model: type[BaseModel] | None = None) -> list[str]:
     """Pydantic's errors as sentences, one a setting.
 
     A setting that may be a number or a word has an error for each, told apart by a tag.
+
+    Args:
+        items: What `ValidationError.errors` gave.
+        model: Whose settings they are; by default those of a recipe.
     """
     faults: dict[tuple[str, str], list[str]] = {}
     for item in items:
         path = [str(part) for part in item["loc"] if not _UNION_TAG.match(str(part))]
-        name, wanted, given = _explain(item, path)
+        name, wanted, given = _explain(item, path, model or Config)
         faults.setdefault((name, given), []).append(wanted)
     return [
         f"{name}{' or '.join(dict.fromkeys(wanted)).replace(' or should be ', ' or ')}{given}"
@@ -793,11 +797,11 @@ def _explain_all(items: Sequence[Any]) -> list[str]:
 _UNION_TAG = re.compile(r"constrained-|literal\[")
 
 
-def _explain(item: Any, path: Sequence[str]) -> tuple[str, str, str]:
+def _explain(item: Any, path: Sequence[str], model: type[BaseModel]) -> tuple[str, str, str]:
     """The setting's name, what it should be, and what it is; together one sentence."""
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
-        known = _fields_at(path[:-1])
+        known = _fields_at(path[:-1], model)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = (
             f"did you mean '{'.'.join([*path[:-1], near[0]])}'?"
@@ -812,8 +816,9 @@ def _explain(item: Any, path: Sequence[str]) -> tuple[str, str, str]:
     return start, message.replace("valid tuple", "list"), f", not {item['input']!r}"
 
 
-def _fields_at(path: Sequence[str]) -> list[str]:
-    model: Any = Config
+def _fields_at(path: Sequence[str], model: Any) -> list[str]:
     for part in path:
-        model = model.model_fields[part].annotation
+        if not part.isdecimal():  # a place in a list, whose items are groups
+            model = model.model_fields[part].annotation
+            model = next(iter(get_args(model)), model)
     return list(model.model_fields)

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -110,9 +111,10 @@ class Store:
         """
         found, problem = self.find(manifest.stage, manifest.key)
         if found is None:
-            raise StoreError(
-                f"{self.folder(manifest)}: {problem or 'it was removed'}; run the recipe again"
-            )
+            remedy = "run the recipe again"
+            if problem is not None and os.strerror(errno.EACCES) in problem:
+                remedy = "check its owner and permissions"
+            raise StoreError(f"{self.folder(manifest)}: {problem or 'it was removed'}; {remedy}")
         return self.folder(found)
 
     def peek(self, stage: str, key: str) -> Manifest | None:
@@ -240,6 +242,10 @@ class Store:
             text = json.dumps(question, indent=1, sort_keys=True)
             _write_synced(scratch / _QUESTION, text.encode())
         _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+        mode = stat.S_IMODE((scratch / _MANIFEST).stat().st_mode)
+        for path in scratch.rglob("*"):
+            if path.is_file():  # safetensors writes for its owner alone; a home may be shared
+                path.chmod(mode)
         return self._publish_whole(scratch, manifest)
 
     def _publish_whole(self, scratch: Path, manifest: Manifest) -> Manifest:

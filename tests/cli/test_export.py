@@ -56,6 +56,19 @@ def test_export_masks__voc_layout(tmp_path, work, masks, data):
     assert export_masks(masks, data=data, work=work, out=out) == 2  # again, in place
 
 
+@pytest.mark.parametrize(
+    "name", ["SegmentationClass/b.png", "labels.txt", "ImageSets/Segmentation/train.txt"]
+)
+def test_export_masks__never_replaces_files_of_another_origin(tmp_path, work, masks, data, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(InputError, match=rf"{name} is not of `conta export masks`; give another"):
+        export_masks(masks, data=data, work=work, out=tmp_path / "out")
+    assert path.read_text() == "mine"
+    assert not (tmp_path / "out" / "SegmentationClass" / "trip").exists()
+
+
 def test_export_masks__damaged_or_removed(tmp_path, work, masks, data):
     (work.folder(masks) / "b.png").write_bytes(b"")
     with pytest.raises(StoreError, match=r"b\.png was changed; run the recipe again"):

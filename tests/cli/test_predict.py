@@ -168,6 +168,20 @@ def test_predict_folder__never_overwrites_masks_of_another_origin(tmp_path, pred
     assert (tmp_path / "pets/masks/a.png").read_bytes() == before
 
 
+def test_predict_folder__never_overwrites_a_class_list_or_comes_among_photos(tmp_path, predict):
+    for name in ("one/a.jpg", "pets/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), "green").save(tmp_path / name)
+    (tmp_path / "pets/labels.txt").write_text("background\ncat\n")
+    with pytest.raises(InputError, match=r"pets/labels\.txt is not of `conta predict`"):
+        predict(tmp_path / "one", tmp_path / "pets")
+    (tmp_path / "pets/tags.csv").write_text("filename,tags\nb.jpg,cat\n")
+    with pytest.raises(InputError, match="pets holds photos; in there masks count as true"):
+        predict(tmp_path / "one", tmp_path / "pets")
+    assert (tmp_path / "pets/labels.txt").read_text() == "background\ncat\n"
+    assert not (tmp_path / "pets/a.png").exists()
+
+
 def test_predict_folder__nothing_to_do(tmp_path, predict):
     with pytest.raises(InputError, match="does not exist"):
         predict(tmp_path / "nowhere", tmp_path / "out")

@@ -48,6 +48,18 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
+def test_publish__files_are_as_readable_as_others_made_here(store):
+    def write(folder):
+        (folder / "model.bin").touch(mode=0o600)  # as safetensors writes
+        return Measured()
+
+    folder = store.folder(store.publish("classifier", "k", write, question={"seed": 3}))
+    (store.root / "plain").touch()
+    modes = {path.stat().st_mode for path in (*folder.iterdir(), store.root / "plain")}
+    assert len(modes) == 1
+    assert store.question(store.peek("classifier", "k")) == {"seed": 3}
+
+
 def test_publish__then_find_and_read_index(store):
     manifest = store.publish("cams", "k1", write_two, question={"seed": 3})
 

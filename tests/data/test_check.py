@@ -33,7 +33,7 @@ def test_check_data__counts(tmp_path):
     ]
     assert lines[5].split() == ["2", "dog", "3", "1", "0"]
     assert "company in train: cat+dog 3, cat+sofa 1, dog+sofa 1" in lines
-    assert lines[-1] == "faults: 0, warnings: 2"
+    assert lines[-1] == "faults: 0, warnings: 3"
 
 
 def test_check_data__classes_that_tags_cannot_tell_apart(tmp_path):
@@ -77,6 +77,16 @@ def test_check_data__other_warnings(tmp_path):
         "masks/c.png",
         f"1 photos have no row in {root / 'tags.csv'} and are not used: new.jpg",
     )
+
+
+def test_check_data__a_class_that_is_everywhere(tmp_path):
+    rows = {"a.jpg": "dog", "b.jpg": "cat dog", "c.jpg": "dog"}
+    warnings = check(make_folder(tmp_path, rows)).warnings
+    assert [text for text in warnings if text.startswith("class 'dog'")] == [
+        "class 'dog' is in every training photo; nothing tells it from the background, add photos "
+        "without it"
+    ]
+    assert [text for text in warnings if "'cat' is never without 'dog'" in text]
 
 
 def test_check_data__without_a_tag_table_no_file_is_called_astray(tmp_path):

@@ -9,7 +9,9 @@ from flows.plan import (
     Planned,
     check_backbones,
     check_data,
+    check_scenes,
     explain_miss,
+    fetch_weights,
     plan_run,
 )
 from wsss_core.config import Config, parse_config
@@ -81,6 +83,7 @@ def test_plan_run__until_leaves_out_what_a_run_does_not_come_to(tmp_path):
 def test_check__before_anything_is_computed(tree, message):
     def check(config):
         check_backbones(config)
+        check_scenes(config)
         check_data(config, Dataset(("cat", "dog"), {"train": PHOTOS * 2, "val": PHOTOS}))
 
     check(Config())
@@ -94,6 +97,25 @@ def test_check__before_anything_is_computed(tree, message):
 def test_plan_run__unknown_backbone_though_nothing_was_ever_made(tmp_path):
     with pytest.raises(InputError, match="unknown backbone 'resnet51'"):
         plan_run(parse_config({"segmenter": {"backbone": "resnet51"}}), tmp_path)
+
+
+def test_plan_run__a_list_that_scenes_have_not_though_none_were_drawn(tmp_path):
+    with pytest.raises(
+        ContaError, match=r"^data\.val: scenes have no list 'nope'; .* val, val_do,"
+    ):
+        plan_run(parse_config({"data": {"val": ["val", "nope"]}}), tmp_path)
+
+
+def test_fetch_weights__of_what_is_to_be_computed(tmp_path, monkeypatch):
+    """A segmenter may be built hours after the classifier."""
+    config = parse_config({"segmenter": {"backbone": "resnet50"}})
+    (tmp_path / "resnet50-0676ba61.pth").write_bytes(b"no weights")
+    monkeypatch.setenv("CONTA_WEIGHTS", str(tmp_path))
+    fetch_weights(config, {"classifier", "cams", "boundary"})
+    with pytest.raises(InputError, match=r"resnet50-.* is not torchvision's file"):
+        fetch_weights(config, {"masks", "segmenter"})
+    bare = config.segmenter.model_copy(update={"pretrained": False})
+    fetch_weights(config.model_copy(update={"segmenter": bare}), {"segmenter"})
 
 
 def test_planned__is_a_line():

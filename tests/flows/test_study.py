@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from flows import cli, study
+from flows import cli, study, study_tables
 from tests.flows import toys as toy_stages
 from wsss_core.config import load_recipe
-from wsss_core.errors import DataError, SettingsError
+from wsss_core.errors import DataError, SettingsError, StoreError
 
 ROOT = Path(__file__).parents[2]
 CELLS = ROOT / "docs" / "studies"
@@ -82,9 +82,34 @@ def test_load_study__arms_are_settings_of_the_recipe(place):
     [
         ({"against": "x"}, r"study\.yaml: against: 'x' is no arm; there are \['none', 'conta'\]"),
         ({"until": "x"}, r"until: no stage 'x'; there are \['classifier', "),
-        ({"seeds": []}, r"study\.yaml: seeds: Tuple should have at least 1 item"),
+        ({"seeds": []}, r"study\.yaml: seeds and seeded: each needs one at least"),
+        ({"seeds": ["a"]}, r"study\.yaml: seeds\.0: should be a valid integer.*, not 'a'$"),
+        (
+            {"arms": {"none": None}},
+            r"arms\.none: should be a valid dictionary, not None",
+        ),
         ({"seeds": [1, 0, 1]}, r"study\.yaml: seeds: \[1, 0, 1\] names one twice"),
-        ({"arm": {}}, r"study\.yaml: arm: Extra inputs are not permitted"),
+        ({"arm": {}}, r"study\.yaml: unknown setting 'arm' \(did you mean 'arms'\?\)"),
+        (
+            {"checks": [{"what": "w", "of": ["none", "cam/miou"], "lo": 0}]},
+            r"unknown setting 'checks\.0\.lo' \(did you mean 'checks\.0\.low'\?\)",
+        ),
+        (
+            {"metrics": ["cam/miuo"]},
+            r"metrics or checks: no cell has 'cam/miuo'; names are ",
+        ),
+        (
+            {"checks": [{"what": "w", "of": ["none", "pseudo/mio"]}]},
+            r"metrics or checks: no cell has 'pseudo/mio'",
+        ),
+        (
+            {"arms": {"none": {}, "other": {"seed": 7}}},
+            r"study\.yaml: other: seed is what the seeds change; remove it there",
+        ),
+        (
+            {"arms": {"none": {}, "late": {"threshold_changes": {2: 0.2}}}},
+            r"^arm 'late' of study toy: threshold_changes: there is no round 2; the study has 1",
+        ),
         ({"arms": {"A b": {}}}, r"arms\.A b.*should match pattern"),
         ({"checks": [{"what": "w", "of": ["x", "cam/miou"]}]}, r"checks: 'x' is no arm"),
         ({"endpoint": "pseudo/mIoU"}, r"endpoint: 'pseudo/mIoU' is no score; some are pseudo/miou"),
@@ -92,7 +117,7 @@ def test_load_study__arms_are_settings_of_the_recipe(place):
             {"endpoint": "seg_val/miou", "until": "masks"},
             r"until: 'masks' stops before 'seg_val/miou' is known; set it to 'test'",
         ),
-        ({"seeded": []}, r"seeded: Tuple should have at least 1 item"),
+        ({"seeded": []}, r"seeds and seeded: each needs one at least"),
         (
             {"arms": {"none": {"causal.context": "none"}, "other": {"rounds": 2}}},
             r"^arm 'other' of study toy: rounds 2: the study has 1; remove it here",
@@ -225,7 +250,7 @@ def test_build_tables__says_where_the_code_of_a_stage_changed(place, tmp_path):
     def stamp(arm, seed, **code):
         path = study.cell_path(tmp_path, arm, seed)
         path.write_text(json.dumps(json.loads(path.read_text()) | {"code": code}))
-        (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+        (endpoint,) = study_tables.build_tables(asked, study.find_cells(asked, tmp_path))
         return endpoint.splitlines()[-1].partition(" | 2 |")[0]
 
     assert stamp("conta", 0, classifier="a", cams="b") == "| conta"  # the others do not say
@@ -241,13 +266,13 @@ def test_build_tables__says_where_two_cells_have_not_the_same_round_0(place, tmp
     document = json.loads(path.read_text())
     document["rounds"][0] |= {"cam/miou": 0.21, "new": 1.0, "seconds": 9.0}
     path.write_text(json.dumps(document))
-    (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    (endpoint,) = study_tables.build_tables(asked, study.find_cells(asked, tmp_path))
     assert "| conta (another round 0: 1 of 2) | 2 | 33.0 | +8.0 |" in endpoint
     other = study.load_study(
         place(metrics=[], arms=TREE["arms"] | {"conta": {"seeds.scales": [1]}})
     )
     write_cells(other, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
-    (endpoint,) = study.build_tables(other, study.find_cells(other, tmp_path))
+    (endpoint,) = study_tables.build_tables(other, study.find_cells(other, tmp_path))
     assert "| conta | 2 |" in endpoint
 
 
@@ -256,7 +281,7 @@ def test_build_tables__draws_of_another_end_point_are_not_shown(place, tmp_path)
     draws = {"none": [0.0, 0.01], "conta": [0.0, 0.05]}
     write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]}, draws=draws)
     other = asked.model_copy(update={"endpoint": "cam/miou"})
-    (endpoint,) = study.build_tables(other, study.find_cells(other, tmp_path))
+    (endpoint,) = study_tables.build_tables(other, study.find_cells(other, tmp_path))
     assert endpoint.splitlines()[-1] == "| conta | 2 | 16.5 | +4.0 | -8.7 .. +16.7 | - |"
 
 
@@ -268,7 +293,7 @@ def test_build_tables__photos_of_some_of_the_seeds_are_not_shown(place, tmp_path
     path = study.cell_path(tmp_path, "conta", 1)
     document = json.loads(path.read_text())
     path.write_text(json.dumps(document | {"endpoint": ""}))
-    (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    (endpoint,) = study_tables.build_tables(asked, study.find_cells(asked, tmp_path))
     assert endpoint.splitlines()[-1] == "| conta | 2 | 33.0 | +8.0 | -17.4 .. +33.4 | - |"
 
 
@@ -280,7 +305,7 @@ def test_build_tables__counts_the_seeds_of_a_dead_context(place, tmp_path):
         document = json.loads(path.read_text())
         document["rounds"][1] |= {"context/rms_ratio": ratio, "context/cosine": 0.5}
         path.write_text(json.dumps(document))
-    endpoint, metrics = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    endpoint, metrics = study_tables.build_tables(asked, study.find_cells(asked, tmp_path))
     assert "| conta (context dead: 1 of 2) | 2 | 33.0 |" in endpoint
     assert metrics.splitlines()[2:] == ["| none | - |", "| conta (context dead: 1 of 2) | 0.151 |"]
 
@@ -289,7 +314,7 @@ def test_build_tables__hand_counted(place, tmp_path):
     asked = study.load_study(place())
     draws = {"none": [0.0, 0.01], "conta": [0.0, 0.05]}
     write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]}, draws=draws)
-    endpoint, metrics = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    endpoint, metrics = study_tables.build_tables(asked, study.find_cells(asked, tmp_path))
     # differences .10 and .06: mean .08, deviation .02 sqrt 2, t(0.975, 1) = 12.706
     # draws: .08 and .12, of which the interval is 2.5 % to 97.5 % of the way
     assert endpoint.splitlines() == [
@@ -308,7 +333,7 @@ def test_build_tables__hand_counted(place, tmp_path):
 def test_build_tables__one_seed_and_no_draws_have_no_interval(place, tmp_path):
     asked = study.load_study(place(seeds=[3], metrics=[]))
     write_cells(asked, tmp_path, {"none": [0.5], "conta": [0.4]})
-    (endpoint,) = study.build_tables(asked, study.find_cells(asked, tmp_path))
+    (endpoint,) = study_tables.build_tables(asked, study.find_cells(asked, tmp_path))
     assert endpoint.splitlines()[-1] == "| conta | 1 | 40.0 | -10.0 | - | - |"
 
 
@@ -333,7 +358,7 @@ def test_build_tables__checks_hand_counted(place, tmp_path):
     asked = study.load_study(place(checks=checks))
     write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
     # CAM is half the end point: 12.5 and 16.5
-    table = study.build_tables(asked, study.find_cells(asked, tmp_path))[-1]
+    table = study_tables.build_tables(asked, study.find_cells(asked, tmp_path))[-1]
     assert table.splitlines() == [
         "| check | found | 95 %, seeds | asked | holds |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -353,7 +378,7 @@ def test_verify__says_what_differs_from_the_cells(place, tmp_path):
     write_cells(asked, folder, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
 
     def check():
-        return study.verify(asked, folder, findings=findings)
+        return study_tables.verify(asked, folder, findings=findings)
 
     with pytest.raises(DataError, match=r"tables\.md is not what the cells give"):
         check()
@@ -364,7 +389,7 @@ def test_verify__says_what_differs_from_the_cells(place, tmp_path):
     picture.write_text(picture.read_text().replace("conta", "other"))
     with pytest.raises(DataError, match=r"differences\.svg is not what the cells give"):
         check()
-    study.write_tables(asked, folder)
+    study_tables.write_tables(asked, folder)
     endpoint = check().partition("\n\n")[0]
     findings.write_text(f"# Findings\n\n<!-- table toy -->\n{endpoint}\n\nWords.\n")
     check()
@@ -382,26 +407,62 @@ def test_verify__says_what_differs_from_the_cells(place, tmp_path):
         check()
 
 
+def test_open_folder__never_in_the_place_of_other_cells(place, tmp_path):
+    asked = study.load_study(place())
+    write_cells(asked, tmp_path / "cells", {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+    study.open_folder(asked, tmp_path / "cells")
+    study.open_folder(study.load_study(place(seeds=[0, 1, 2])), tmp_path / "cells")
+    other = study.load_study(place(settings={"data.scenes.confounding": 0.5}))
+    for look in (
+        study.open_folder,
+        lambda *where: study_tables.verify(*where, findings=tmp_path / "f"),
+    ):
+        with pytest.raises(DataError, match=r"^4 of the cells in .* first is none-0\.json; "):
+            look(other, tmp_path / "cells")
+    with pytest.raises(StoreError, match=r"study\.yaml cannot be written .* folder by --out"):
+        study.open_folder(asked, tmp_path / "study.yaml")
+    with pytest.raises(StoreError, match=r"study\.yaml/none-0\.json cannot be written \("):
+        write_cells(asked, tmp_path / "study.yaml", {"none": [0.2, 0.3]})
+    assert study.find_cells(asked, tmp_path / "study.yaml") == {}
+
+
+def test_write_tables__of_a_finished_study_where_nothing_can_be_written(
+    place, tmp_path, monkeypatch
+):
+    asked = study.load_study(place())
+    write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
+    text = study_tables.write_tables(asked, tmp_path)
+
+    def fail(path, content):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(study, "write_atomically", fail)
+    assert study_tables.write_tables(asked, tmp_path) == text
+    (tmp_path / study_tables.PICTURE).unlink()
+    with pytest.raises(StoreError, match=r"differences\.svg cannot be written \(Read-only"):
+        study_tables.write_tables(asked, tmp_path)
+
+
 def test_verify__a_number_that_no_cell_has(place, tmp_path):
     """A misspelt name would be a table of dashes, which every cell agrees with."""
-    typo = {"what": "gain", "of": ["conta", "cam/mIoU"], "low": 0}
+    other = {"what": "gain", "of": ["conta", "cam/miou_core"], "low": 0}
     for changes, message in (
-        ({"metrics": ["cam/miou", "cam/mIoU"]}, r"metrics of toy: no cell has 'cam/mIoU'"),
+        ({"metrics": ["cam/miou", "context/mean"]}, r"metrics of toy: no cell has 'context/mean'"),
         ({"endpoint": "seg_val/miou"}, r"metrics of toy: no cell has 'seg_val/miou'"),
-        ({"checks": [typo]}, r"check 'gain' of toy finds no number .* names it has: cam/mIoU$"),
+        ({"checks": [other]}, r"check 'gain' of toy finds no number .* it has: cam/miou_core$"),
     ):
         asked = study.load_study(place(**{"metrics": []} | changes))
         write_cells(asked, tmp_path, {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
-        study.write_tables(asked, tmp_path)
+        study_tables.write_tables(asked, tmp_path)
         with pytest.raises(DataError, match=message):
-            study.verify(asked, tmp_path, findings=tmp_path / "findings.md")
+            study_tables.verify(asked, tmp_path, findings=tmp_path / "findings.md")
 
 
 @pytest.mark.parametrize("cells", sorted(CELLS.iterdir()), ids=lambda folder: folder.name)
 def test_verify__what_ships_is_what_its_cells_give(cells):
     """Tables, picture, and what docs/findings.md quotes of them."""
     asked = study.load_study(ROOT / "recipes" / "studies" / f"{cells.name}.yaml")
-    study.verify(asked, cells, findings=ROOT / "docs" / "findings.md")
+    study_tables.verify(asked, cells, findings=ROOT / "docs" / "findings.md")
 
 
 @pytest.mark.flow
@@ -445,6 +506,26 @@ def test_study_flow__shared_stages_once_and_only_missing_cells(home, place, tmp_
         study_flow(asked, folder)
     assert not set(toys.take_calls()) - {"scenes", "truth"}  # said before anything is trained
     assert not study.cell_path(folder, "conta", 0).exists()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("pseudo/miou", r"'pseudo/miou' needs true masks of the list 'train', and there are none"),
+        ("audit/leak_cam", r"needs true masks of the list 'train'"),
+        ("seg_val/miou", r"needs true masks of the list 'val'"),
+        ("seg_nope/miou", r"needs scores \(data\.val\) of the list 'nope'"),
+    ],
+)
+def test_check_endpoint__what_no_mask_can_give(place, endpoint, message):
+    from flows.cells import _check_endpoint
+
+    config = study.load_study(place()).config("none", 0)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"val": ("val",)})})
+    with pytest.raises(DataError, match=message):
+        _check_endpoint(endpoint, config, None)
+    for free in ("tag_agreement", "classifier/map", "audit/blur_company"):
+        _check_endpoint(free, config, None)
 
 
 @pytest.fixture

@@ -150,6 +150,12 @@ def _warn_of_company(classes: Sequence[str], trained: Sequence[Sequence[str]]) -
         if not photos:
             warnings.append(f"class {name!r} is in no training photo; it cannot be learned")
             continue
+        if len(photos) == len(trained):
+            warnings.append(
+                f"class {name!r} is in every training photo; nothing tells it from the background, "
+                "add photos without it"
+            )
+            continue
         company = Counter(other for tags in photos for other in tags if other != name)
         always = [other for other, count in company.items() if count == len(photos)]
         if always:

@@ -24,6 +24,7 @@ from wsss_core.data.transforms import resize_photo
 from wsss_core.errors import DataError, InputError, StoreError, TooLargeError
 from wsss_core.evaluation.panels import overlay as lay_over
 from wsss_core.observe import Recorder
+from wsss_core.stages.export import check_folder
 from wsss_core.stages.predictions import refine_prediction, segment_photo
 from wsss_core.stages.segmenter import DESCRIPTION, load_segmenter
 
@@ -121,14 +122,12 @@ def predict_folder(
         overlay: Also write the masks laid over their photos, as JPEG below `out/overlay`.
 
     Raises:
-        InputError: If there is no photo, or the masks would overwrite the photos or masks of
-            another origin.
+        InputError: If there is no photo, or the masks would come among photos, or overwrite masks
+            or a class list of another origin.
         StoreError: If `out` fails.
     """
     targets = _name_masks(photos, out)
-    there = next((out / target for target in targets.values() if (out / target).exists()), None)
-    if there is not None and not (out / _MARK).exists():
-        raise InputError(f"{there} is not of `conta predict`; give another folder for the masks")
+    check_folder(out, mark=_MARK, names=[LABELS_FILE, *targets.values()], by="conta predict")
     masks, failures = [], []
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -149,7 +148,8 @@ def predict_folder(
             recorder.progress("predict", done, len(targets))
     except OSError as error:
         raise StoreError(
-            f"{error.filename or out} cannot be written ({error.strerror or error})"
+            f"{error.filename or out} cannot be written ({error.strerror or error}); "
+            "give another folder for the masks"
         ) from error
     return Predicted(tuple(masks), tuple(failures))
 
@@ -168,8 +168,6 @@ def _name_masks(photos: Path, out: Path) -> dict[Path, Path]:
     if not photos.exists():
         raise InputError(f"{photos} does not exist; give a photo or a folder of photos")
     root = photos if photos.is_dir() else photos.parent
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give a folder for the masks")
     above = photos.is_dir() and root.resolve().is_relative_to(out.resolve())
     if above or out.resolve() == root.resolve():
         raise InputError(f"{out} holds the photos themselves; give another folder for the masks")
