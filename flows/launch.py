@@ -175,7 +175,8 @@ def plan(config: Config, *, home: Path, until: str | None = None) -> list[Planne
     The data are indexed, if they are a folder; scenes that were never made make everything a miss.
 
     Raises:
-        ContaError: For what `execute` would refuse, as far as the data are there to tell.
+        ContaError: For what `execute` would refuse, as far as the data are there to tell. Not for a
+            device that is not here: the run may be meant for another machine.
     """
     _check_until(until, config)
     config = locate_data(config)
