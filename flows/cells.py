@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from prefect import flow
 
 from flows.conta import conta_flow, index
 from flows.environment import locate_data, open_home
-from flows.plan import check_backbones, check_data, check_scenes
+from flows.plan import check_data, check_settings
 from flows.progress import FlowRecorder
 from flows.rounds import Truth, truth_of
 from flows.runs import Round, Run, StageName, read_run
@@ -75,8 +73,7 @@ def _check_all(
     """Refuse what a run would refuse, and data that cannot give a cell beside those there are."""
     indexed: dict[str, tuple[Manifest, Truth | None]] = {}
     for config in configs:
-        check_backbones(config)
-        check_scenes(config)
+        check_settings(config)
         work = Workspace(home, config.data.root, config.runtime, FlowRecorder())
         work.device()
         asked = config.model_dump_json(include={"data", "supervision"})
@@ -108,10 +105,12 @@ def _check_endpoint(endpoint: str, config: Config, truth: Truth | None) -> None:
 def _check_same_data(found: Cells, config: Config, digest: str, folder: Path) -> None:
     other = find_other_data(found, config, digest)
     if other is not None:
-        source = config.data.root or "what data.source draws today"
+        root = config.data.root
+        source = "what scenes are drawn today" if root is None else root
+        former = "" if root is None else "give the former folder by --data, or "
         raise DataError(
             f"{source} is not the data that {cell_path(folder, *other)} was made of, so they would "
-            "not compare; give that folder by --data, or keep the cells elsewhere by --out"
+            f"not compare; {former}keep the cells elsewhere by --out"
         )
 
 
@@ -155,15 +154,10 @@ def take_cell(study: Study, run: Run, work: Workspace, *, arm: str, seed: int) -
 
 
 def _stamp_code(rounds: Sequence[Round], work: Workspace) -> dict[str, str]:
-    """Hash of the code of each stage; a run's rounds have the same one."""
-    stamps = {}
-    for entry in rounds:
-        for made in entry.manifests.values():
-            parts = work.store.question(made).get("code")
-            if parts:
-                text = json.dumps(parts, sort_keys=True)
-                stamps[made.stage] = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return stamps
+    """The code of each stage; a run's rounds have the same."""
+    made = {m.stage: m for entry in rounds for m in entry.manifests.values()}
+    stamps = {stage: work.store.code_stamp(manifest) for stage, manifest in sorted(made.items())}
+    return {stage: stamp for stage, stamp in stamps.items() if stamp is not None}
 
 
 def _bootstrap(endpoint: str, last: Round, work: Workspace) -> list[float]:

@@ -18,9 +18,8 @@ from flows.environment import locate_data, open_home
 from flows.gpu import device_id, turn_on_gpu
 from flows.patience import pass_over_events
 from flows.plan import (
-    check_backbones,
     check_data,
-    check_scenes,
+    check_settings,
     cut_plan,
     fetch_weights,
     label_call,
@@ -67,8 +66,7 @@ def conta_flow(config: Config, until: StageName | None = None, until_round: int 
         settle_dead(home, note=recorder.note)
         shard_map = choose_shard_map(home, config.runtime)
         work = Workspace(home, config.data.root, config.runtime, recorder, shard_map)
-        check_backbones(config)
-        check_scenes(config)
+        check_settings(config)
         data, truth = index(config, work)
         check_data(config, work.dataset(data))
         stop = None if until is None else (until, until_round)

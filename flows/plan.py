@@ -153,7 +153,7 @@ def cut_plan(rows: Sequence[Planned], until: str, last_round: int = 0) -> list[P
     return list(rows[: next(ends, len(rows))])
 
 
-def check_backbones(config: Config) -> None:
+def _check_backbones(config: Config) -> None:
     """Look up what only a later stage would build.
 
     Raises:
@@ -219,12 +219,14 @@ def check_data(config: Config, dataset: Dataset) -> None:
             )
 
 
-def check_scenes(config: Config) -> None:
-    """Refuse a val list that scenes have not.
+def check_settings(config: Config) -> None:
+    """Refuse what settings alone show, and only a later stage would come upon.
 
     Raises:
-        SettingsError: Naming those that they have.
+        InputError: As `_check_backbones`.
+        SettingsError: For a val list that scenes have not.
     """
+    _check_backbones(config)
     for name in config.data.val if config.data.source == "scenes" else ():
         if name not in CUT_EDGES:
             known = ", ".join(split for split in CUT_EDGES if split != TRAIN)
@@ -232,8 +234,7 @@ def check_scenes(config: Config) -> None:
 
 
 def _plan_all(config: Config, home: Path) -> list[Planned]:
-    check_backbones(config)
-    check_scenes(config)
+    check_settings(config)
     work = Workspace(home, config.data.root, config.runtime, ConsoleRecorder())
     if config.data.source == "scenes":
         stage = stage_of(stages.make_scenes)

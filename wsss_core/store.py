@@ -111,10 +111,9 @@ class Store:
         """
         found, problem = self.find(manifest.stage, manifest.key)
         if found is None:
-            remedy = "run the recipe again"
-            if problem is not None and os.strerror(errno.EACCES) in problem:
-                remedy = "check its owner and permissions"
-            raise StoreError(f"{self.folder(manifest)}: {problem or 'it was removed'}; {remedy}")
+            raise StoreError(
+                f"{self.folder(manifest)}: {problem or 'it was removed'}; run the recipe again"
+            )
         return self.folder(found)
 
     def peek(self, stage: str, key: str) -> Manifest | None:
@@ -146,9 +145,10 @@ class Store:
         )
         return list(filter(None, map(_read_question, reversed(files))))
 
-    def question(self, manifest: Manifest) -> dict[str, Any]:
-        """What the key of an artifact was made of; empty if nothing says so."""
-        return _read_question(self.folder(manifest) / _QUESTION)
+    def code_stamp(self, manifest: Manifest) -> str | None:
+        """The `code_stamp` of what made an artifact; None if nothing is written of it."""
+        parts = _read_question(self.folder(manifest) / _QUESTION).get("code")
+        return _stamp(parts) if parts else None
 
     def writer(self, stage: str, key: str) -> str | None:
         """The process that is making an artifact right now, `host H, pid P`; None if none is."""
@@ -281,7 +281,7 @@ class Store:
         except FileNotFoundError as error:
             return f"{Path(str(error.filename)).name} is missing"
         except OSError as error:
-            return f"{error.filename} cannot be read ({error.strerror})"
+            return f"{error.filename} cannot be read ({error.strerror}), look at its permissions"
         return None
 
 
@@ -334,7 +334,7 @@ def code_stamp(module: str) -> str:
 
     Comments and docstrings do not count.
     """
-    return hashlib.sha256(json.dumps(code_parts(module), sort_keys=True).encode()).hexdigest()[:16]
+    return _stamp(code_parts(module))
 
 
 @functools.cache
@@ -374,6 +374,10 @@ def read_index(folder: Path) -> dict[str, str]:
     """File of each photo id of an artifact, relative to `folder`."""
     lines = (folder / _INDEX).read_text().splitlines()
     return {entry["id"]: entry["file"] for entry in map(json.loads, lines)}
+
+
+def _stamp(parts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_question(file: Path) -> dict[str, Any]:

@@ -57,7 +57,13 @@ def test_publish__files_are_as_readable_as_others_made_here(store):
     (store.root / "plain").touch()
     modes = {path.stat().st_mode for path in (*folder.iterdir(), store.root / "plain")}
     assert len(modes) == 1
-    assert store.question(store.peek("classifier", "k")) == {"seed": 3}
+
+
+def test_code_stamp__of_what_made_an_artifact(store):
+    question = {"code": code_parts("wsss_core.stages.cams")}
+    made = store.publish("cams", "k", write_two, question=question)
+    assert store.code_stamp(made) == code_stamp("wsss_core.stages.cams")
+    assert store.code_stamp(store.publish("cams", "old", write_two)) is None
 
 
 def test_publish__then_find_and_read_index(store):

@@ -7,9 +7,8 @@ import pytest
 from flows import cost
 from flows.plan import (
     Planned,
-    check_backbones,
     check_data,
-    check_scenes,
+    check_settings,
     explain_miss,
     fetch_weights,
     plan_run,
@@ -82,8 +81,7 @@ def test_plan_run__until_leaves_out_what_a_run_does_not_come_to(tmp_path):
 )
 def test_check__before_anything_is_computed(tree, message):
     def check(config):
-        check_backbones(config)
-        check_scenes(config)
+        check_settings(config)
         check_data(config, Dataset(("cat", "dog"), {"train": PHOTOS * 2, "val": PHOTOS}))
 
     check(Config())

@@ -584,6 +584,6 @@ def test_take_cell__the_round_that_is_asked_for(make_run):
     further = asked.model_copy(update={"rounds": 4})
     with pytest.raises(DataError, match=r"^run toy-1 has no pseudo/miou in round 4: .* is 3 and"):
         take_cell(further, run, work, arm="conta", seed=1)
-    typo = asked.model_copy(update={"endpoint": "pseudo/mIoU"})  # as another version's name
+    typo = asked.model_copy(update={"endpoint": "pseudo/mIoU"})  # a study file would be refused
     with pytest.raises(DataError, match=r"no pseudo/mIoU .* has cam/miou, pseudo/iou/cat, pseudo/"):
         take_cell(typo, run, work, arm="conta", seed=1)
