@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +10,16 @@ from prefect import flow
 
 from flows.conta import conta_flow, index
 from flows.environment import locate_data, open_home
-from flows.plan import check_data, check_settings
+from flows.plan import (
+    Planned,
+    check_data,
+    check_settings,
+    cut_plan,
+    fetch_weights,
+    plan_rounds,
+)
 from flows.progress import FlowRecorder
-from flows.rounds import Truth, truth_of
+from flows.rounds import Truth, score_what_is_there
 from flows.runs import Round, Run, StageName, read_run
 from flows.study import (
     Cell,
@@ -23,10 +29,10 @@ from flows.study import (
     find_cells,
     find_other_data,
     list_missing,
+    stage_of_score,
     write_cell,
 )
 from wsss_core.config import Config
-from wsss_core.data.labels import TRAIN
 from wsss_core.errors import ContaError, DataError
 from wsss_core.evaluation.paired import bootstrap_miou
 from wsss_core.observe import ConsoleRecorder
@@ -52,9 +58,9 @@ def study_flow(study: Study, folder: Path, data: Path | None = None) -> int:
     home, recorder = open_home(), ConsoleRecorder()
     found = find_cells(study, folder)
     missing = list_missing(study, found)
-    configs = [locate_data(study.config(arm, seed, data=data)) for arm, seed in missing]
+    configs = {cell: locate_data(study.config(*cell, data=data)) for cell in missing}
     _check_all(study, configs, found, home, folder)  # the last arm's fault before the first's cell
-    for number, ((arm, seed), config) in enumerate(zip(missing, configs, strict=True), start=1):
+    for number, ((arm, seed), config) in enumerate(configs.items(), start=1):
         recorder.note(f"cell {number} of {len(missing)}: arm {arm}, seed {seed}")
         until = cast("StageName | None", study.until)
         name = conta_flow(config, until, study.rounds)
@@ -68,37 +74,39 @@ def study_flow(study: Study, folder: Path, data: Path | None = None) -> int:
 
 
 def _check_all(
-    study: Study, configs: Sequence[Config], found: Cells, home: Path, folder: Path
+    study: Study, cells: Mapping[tuple[str, int], Config], found: Cells, home: Path, folder: Path
 ) -> None:
-    """Refuse what a run would refuse, and data that cannot give a cell beside those there are."""
+    """Refuse what a run would refuse, and what would not come to a cell that compares."""
     indexed: dict[str, tuple[Manifest, Truth | None]] = {}
-    for config in configs:
+    for (arm, _), config in cells.items():
         check_settings(config)
         work = Workspace(home, config.data.root, config.runtime, FlowRecorder())
-        work.device()
         asked = config.model_dump_json(include={"data", "supervision"})
         if asked not in indexed:
             indexed[asked] = index(config, work)
         data, truth = indexed[asked]
         check_data(config, work.dataset(data))
         _check_same_data(found, config, data.digest, folder)
-        _check_endpoint(study.endpoint, config, truth)
+        scored = score_what_is_there(config, work.dataset(data).splits)
+        rows = plan_rounds(scored, work, data, truth, verify=False)
+        if study.until is not None:
+            rows = cut_plan(rows, study.until, study.rounds)
+        _check_endpoint(study, arm, rows)
+        missing = {row.name for row in rows if not row.hit}
+        if missing:
+            work.device()
+        fetch_weights(scored, missing)
 
 
-def _check_endpoint(endpoint: str, config: Config, truth: Truth | None) -> None:
-    kind = endpoint.partition("/")[0]
-    named = re.fullmatch(r"(seg|audit)_(.+)", kind)
-    if endpoint.startswith("audit/blur"):  # asks the classifier alone
-        return
-    if named is None and kind not in ("cam", "pseudo", "audit"):
-        return
-    split = TRAIN if named is None else named[2]
-    scored = split == TRAIN or split in config.data.val
-    if not scored or truth_of(truth, split) is None:
-        lack = "true masks" if scored else "scores (data.val)"
+def _check_endpoint(study: Study, arm: str, rows: Sequence[Planned]) -> None:
+    """Refuse an end point of a stage that the last round does not come to."""
+    label = stage_of_score(study.endpoint)
+    last = [row for row in rows if row.round == study.rounds]
+    if not any(label in (row.stage, row.name) for row in last):
         raise DataError(
-            f"endpoint {endpoint!r} needs {lack} of the list {split!r}, and there are none; add "
-            "them, or choose another, as tag_agreement, which needs no masks"
+            f"arm {arm!r} of study {study.name}: {study.endpoint!r} is of the stage {label!r}, and "
+            f"round {study.rounds} has none; add the true masks or the list that it needs, stop "
+            "later (until), or choose another endpoint, as tag_agreement, which needs no masks"
         )
 
 

@@ -199,7 +199,7 @@ def study(
     with those that findings.md beside OUT quotes.
     """
     from flows.environment import resolve_home
-    from flows.study import find_cells, list_missing, load_study, open_folder
+    from flows.study import check_folder, find_cells, list_missing, load_study
     from flows.study_tables import verify as verify_tables
     from flows.study_tables import write_tables
 
@@ -212,7 +212,7 @@ def study(
     if missing:
         from flows.launch import execute_study
 
-        open_folder(asked, folder)
+        check_folder(asked, folder)
         num = len(asked.arms) * len(asked.seeds)
         typer.echo(f"{len(missing)} of {num} cells are missing in {folder}", err=True)
         execute_study(asked, home=resolve_home(), folder=folder.absolute(), data=data)

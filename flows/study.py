@@ -29,24 +29,21 @@ from wsss_core.config import Config, explain_faults, load_recipe, parse_config
 from wsss_core.errors import DataError, SettingsError, StoreError
 from wsss_core.store import write_atomically
 
-_SCORE = re.compile(
-    r"(cam|pseudo|seg_[^/]+)/(miou|miou_core)|cam/miou_oracle|classifier/(map|f1|f1_micro)"
-    r"|audit(_[^/]+)?/((leak|gap|object|part|stuff|stuff_untied)_(cam|pseudo|seg)|blur_(own|company))"
-    r"|tag_agreement(/precision|/recall)?|stability"
-)
-_NUMBER = re.compile(
-    r"seconds|cam/threshold_oracle|classifier/(loss|skipped)"
-    r"|(context|adjustment|confounders|boundary_labels|boundary|expansion|segmenter)/\w+"
-)
-_MADE_BY = {
-    "classifier": "classifier",
-    "cam": "cams",
-    "pseudo": "masks",
-    "audit": "masks",
-    "seg_train": "predictions",
-    "tag_agreement": "predictions",
-    "stability": "predictions",
+_SCORES = {
+    r"classifier/(map|f1|f1_micro)": "score_classifier",
+    r"cam/(miou|miou_core|miou_oracle)": "score_cams",
+    r"pseudo/(miou|miou_core)": "score_masks",
+    r"seg_([^/]+)/(?:miou|miou_core)": r"score_segmenter/\1",
+    r"audit/(leak|gap|object|part|stuff|stuff_untied)_(cam|pseudo)": "audit",
+    r"audit/(leak|gap|object|part|stuff|stuff_untied)_seg": "audit_segmenter/train",
+    r"audit_([^/]+)/(?:leak|gap|object|part|stuff|stuff_untied)_seg": r"audit_segmenter/\1",
+    r"audit/blur_(own|company)": "audit_blur",
+    r"tag_agreement(/precision|/recall)?|stability": "check_tags",
 }
+"""Names of scores, and the stage that each is of, with its split."""
+_NO_SCORES = re.compile(  # what the same groups hold beside; names of other groups are free
+    r"cam/threshold_oracle|classifier/(loss|skipped)|(?!(cam|pseudo|classifier)/|seg_|audit)[^/]+(/\w+)?"
+)
 ArmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_+.-]{0,40}$")]
 
 
@@ -128,16 +125,10 @@ class Study(BaseModel):
     def _comes_to_its_endpoint(self) -> Study:
         if self.until is not None and self.until not in MAIN_STAGES:
             raise ValueError(f"until: no stage {self.until!r}; there are {list(MAIN_STAGES)}")
-        if not _SCORE.fullmatch(self.endpoint):
+        if stage_of_score(self.endpoint) is None:
             raise ValueError(
                 f"endpoint: {self.endpoint!r} is no score; some are pseudo/miou, cam/miou_oracle, "
                 "classifier/map, seg_val/miou and audit/leak_cam"
-            )
-        made_by = _MADE_BY.get(self.endpoint.partition("/")[0], "test")
-        if self.until and MAIN_STAGES.index(self.until) < MAIN_STAGES.index(made_by):
-            raise ValueError(
-                f"until: {self.until!r} stops before {self.endpoint!r} is known; set it to "
-                f"{made_by!r}"
             )
         return self
 
@@ -148,7 +139,7 @@ class Study(BaseModel):
             if arm not in self.arms:
                 raise ValueError(f"checks: {arm!r} is no arm; there are {list(self.arms)}")
         for name in (*self.metrics, *(name for _, name in places)):
-            if not _SCORE.fullmatch(name) and not _NUMBER.fullmatch(name):
+            if stage_of_score(name) is None and not _NO_SCORES.fullmatch(name):
                 raise ValueError(
                     f"metrics or checks: no cell has {name!r}; names are those of conta compare "
                     "--json, without single classes"
@@ -217,6 +208,15 @@ class Cell(BaseModel):
 
 Cells = Mapping[tuple[str, int], Cell]
 """Cells by arm and seed."""
+
+
+def stage_of_score(name: str) -> str | None:
+    """The stage that a score is of, as `stage` or `stage/split`; None if it is no score."""
+    for pattern, stage in _SCORES.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(stage)
+    return None
 
 
 def load_study(path: Path) -> Study:
@@ -295,16 +295,16 @@ def write_cell(folder: Path, cell: Cell) -> None:
     write_text(cell_path(folder, cell.arm, cell.seed), text)
 
 
-def open_folder(study: Study, folder: Path) -> None:
-    """Make the folder of the cells that are missing, before the first is computed.
+def check_folder(study: Study, folder: Path) -> None:
+    """Look whether the cells that are missing can be kept, before the first is computed.
 
     Raises:
         StoreError: If nothing can be written there.
         DataError: If a cell of other settings is in the place of one that is missing.
     """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=there).close()  # no folder is made for a study that is refused
     except OSError as error:
         raise StoreError(
             f"{folder} cannot be written ({error.strerror}); give another folder by --out"

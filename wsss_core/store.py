@@ -242,10 +242,7 @@ class Store:
             text = json.dumps(question, indent=1, sort_keys=True)
             _write_synced(scratch / _QUESTION, text.encode())
         _write_synced(scratch / _MANIFEST, manifest.model_dump_json(indent=1).encode())
-        mode = stat.S_IMODE((scratch / _MANIFEST).stat().st_mode)
-        for path in scratch.rglob("*"):
-            if path.is_file():  # safetensors writes for its owner alone; a home may be shared
-                path.chmod(mode)
+        _share_files(scratch, like=scratch / _MANIFEST)
         return self._publish_whole(scratch, manifest)
 
     def _publish_whole(self, scratch: Path, manifest: Manifest) -> Manifest:
@@ -374,6 +371,15 @@ def read_index(folder: Path) -> dict[str, str]:
     """File of each photo id of an artifact, relative to `folder`."""
     lines = (folder / _INDEX).read_text().splitlines()
     return {entry["id"]: entry["file"] for entry in map(json.loads, lines)}
+
+
+def _share_files(folder: Path, *, like: Path) -> None:
+    """Let a shared home read what safetensors writes for its owner alone, where a disk allows."""
+    mode = stat.S_IMODE(like.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
+            with contextlib.suppress(OSError):
+                path.chmod(mode)
 
 
 def _stamp(parts: Mapping[str, str]) -> str:

@@ -63,7 +63,7 @@ def test_export_masks__never_replaces_files_of_another_origin(tmp_path, work, ma
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text("mine")
-    with pytest.raises(InputError, match=rf"{name} is not of `conta export masks`; give another"):
+    with pytest.raises(InputError, match=rf"{name} may not be of `conta export masks`, for"):
         export_masks(masks, data=data, work=work, out=tmp_path / "out")
     assert path.read_text() == "mine"
     assert not (tmp_path / "out" / "SegmentationClass" / "trip").exists()

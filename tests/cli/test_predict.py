@@ -163,7 +163,7 @@ def test_predict_folder__never_overwrites_masks_of_another_origin(tmp_path, pred
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 30), "green").save(tmp_path / name)
     before = (tmp_path / "pets/masks/a.png").read_bytes()
-    with pytest.raises(InputError, match=r"masks/a\.png is not of `conta predict`; give another"):
+    with pytest.raises(InputError, match=r"masks/a\.png may not be of `conta predict`, for"):
         predict(tmp_path / "pets", tmp_path / "pets/masks")
     assert (tmp_path / "pets/masks/a.png").read_bytes() == before
 
@@ -173,7 +173,7 @@ def test_predict_folder__never_overwrites_a_class_list_or_comes_among_photos(tmp
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 30), "green").save(tmp_path / name)
     (tmp_path / "pets/labels.txt").write_text("background\ncat\n")
-    with pytest.raises(InputError, match=r"pets/labels\.txt is not of `conta predict`"):
+    with pytest.raises(InputError, match=r"pets/labels\.txt may not be of `conta predict`"):
         predict(tmp_path / "one", tmp_path / "pets")
     (tmp_path / "pets/tags.csv").write_text("filename,tags\nb.jpg,cat\n")
     with pytest.raises(InputError, match="pets holds photos; in there masks count as true"):

@@ -59,6 +59,18 @@ def test_publish__files_are_as_readable_as_others_made_here(store):
     assert len(modes) == 1
 
 
+def test_publish__a_disk_that_knows_no_modes_keeps_the_artifact(store, monkeypatch):
+    def write(folder):
+        (folder / "model.bin").touch(mode=0o600)
+        return Measured()
+
+    def fail(path, mode):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("pathlib.Path.chmod", fail)
+    assert store.open(store.publish("classifier", "k", write))
+
+
 def test_code_stamp__of_what_made_an_artifact(store):
     question = {"code": code_parts("wsss_core.stages.cams")}
     made = store.publish("cams", "k", write_two, question=question)

@@ -95,7 +95,7 @@ def test_load_study__arms_are_settings_of_the_recipe(place):
             r"unknown setting 'checks\.0\.lo' \(did you mean 'checks\.0\.low'\?\)",
         ),
         (
-            {"metrics": ["cam/miuo"]},
+            {"metrics": ["calibrate_seeds/threshold", "cam/miuo"]},
             r"metrics or checks: no cell has 'cam/miuo'; names are ",
         ),
         (
@@ -113,10 +113,7 @@ def test_load_study__arms_are_settings_of_the_recipe(place):
         ({"arms": {"A b": {}}}, r"arms\.A b.*should match pattern"),
         ({"checks": [{"what": "w", "of": ["x", "cam/miou"]}]}, r"checks: 'x' is no arm"),
         ({"endpoint": "pseudo/mIoU"}, r"endpoint: 'pseudo/mIoU' is no score; some are pseudo/miou"),
-        (
-            {"endpoint": "seg_val/miou", "until": "masks"},
-            r"until: 'masks' stops before 'seg_val/miou' is known; set it to 'test'",
-        ),
+        ({"endpoint": "seconds"}, r"endpoint: 'seconds' is no score"),
         ({"seeded": []}, r"seeds and seeded: each needs one at least"),
         (
             {"arms": {"none": {"causal.context": "none"}, "other": {"rounds": 2}}},
@@ -407,20 +404,20 @@ def test_verify__says_what_differs_from_the_cells(place, tmp_path):
         check()
 
 
-def test_open_folder__never_in_the_place_of_other_cells(place, tmp_path):
+def test_check_folder__never_in_the_place_of_other_cells(place, tmp_path):
     asked = study.load_study(place())
     write_cells(asked, tmp_path / "cells", {"none": [0.2, 0.3], "conta": [0.3, 0.36]})
-    study.open_folder(asked, tmp_path / "cells")
-    study.open_folder(study.load_study(place(seeds=[0, 1, 2])), tmp_path / "cells")
+    study.check_folder(asked, tmp_path / "cells")
+    study.check_folder(study.load_study(place(seeds=[0, 1, 2])), tmp_path / "cells")
     other = study.load_study(place(settings={"data.scenes.confounding": 0.5}))
     for look in (
-        study.open_folder,
+        study.check_folder,
         lambda *where: study_tables.verify(*where, findings=tmp_path / "f"),
     ):
         with pytest.raises(DataError, match=r"^4 of the cells in .* first is none-0\.json; "):
             look(other, tmp_path / "cells")
     with pytest.raises(StoreError, match=r"study\.yaml cannot be written .* folder by --out"):
-        study.open_folder(asked, tmp_path / "study.yaml")
+        study.check_folder(asked, tmp_path / "study.yaml")
     with pytest.raises(StoreError, match=r"study\.yaml/none-0\.json cannot be written \("):
         write_cells(asked, tmp_path / "study.yaml", {"none": [0.2, 0.3]})
     assert study.find_cells(asked, tmp_path / "study.yaml") == {}
@@ -508,24 +505,48 @@ def test_study_flow__shared_stages_once_and_only_missing_cells(home, place, tmp_
     assert not study.cell_path(folder, "conta", 0).exists()
 
 
+@pytest.mark.flow
 @pytest.mark.parametrize(
-    ("endpoint", "message"),
+    ("changes", "stage"),
     [
-        ("pseudo/miou", r"'pseudo/miou' needs true masks of the list 'train', and there are none"),
-        ("audit/leak_cam", r"needs true masks of the list 'train'"),
-        ("seg_val/miou", r"needs true masks of the list 'val'"),
-        ("seg_nope/miou", r"needs scores \(data\.val\) of the list 'nope'"),
+        ({"endpoint": "seg_val/miou", "until": "masks"}, "score_segmenter/val"),
+        ({"endpoint": "audit/leak_seg", "until": "masks"}, "audit_segmenter/train"),
+        ({"endpoint": "seg_nope/miou"}, "score_segmenter/nope"),
+        ({"settings": {"data.val": []}, "endpoint": "classifier/map"}, "score_classifier"),
+        ({"rounds": 0, "settings": {"supervision": "truth"}}, "score_masks"),
     ],
 )
-def test_check_endpoint__what_no_mask_can_give(place, endpoint, message):
-    from flows.cells import _check_endpoint
+def test_study_flow__an_end_point_that_never_comes(
+    home, place, tmp_path, monkeypatch, changes, stage
+):
+    from flows.cells import study_flow
 
-    config = study.load_study(place()).config("none", 0)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"val": ("val",)})})
-    with pytest.raises(DataError, match=message):
-        _check_endpoint(endpoint, config, None)
-    for free in ("tag_agreement", "classifier/map", "audit/blur_company"):
-        _check_endpoint(free, config, None)
+    toys = toy_stages.install(monkeypatch)
+    asked = study.load_study(place(**changes))
+    with pytest.raises(DataError, match=rf"^arm 'none' of .* is of the stage '{stage}', and round"):
+        study_flow(asked, tmp_path / "cells")
+    assert not set(toys.take_calls()) - {"scenes", "truth"}
+
+
+def test_stage_of_score__names_that_the_cells_that_ship_have():
+    """A score that a stage gives and no pattern knows could be no study's end point."""
+    names = {
+        name
+        for path in CELLS.glob("*/*.json")
+        for entry in json.loads(path.read_text())["rounds"]
+        for name in entry
+    }
+    scores = {name for name in names if study.stage_of_score(name)}
+    assert {name.partition("/")[0] for name in names - scores} == {
+        *("adjustment", "boundary", "boundary_labels", "confounders", "context", "expansion"),
+        *("cam", "classifier", "segmenter", "seconds"),
+    }
+    assert {name for name in names - scores if name.startswith(("cam/", "classifier/"))} == {
+        *("cam/threshold_oracle", "classifier/loss", "classifier/skipped"),
+    }
+    assert study.stage_of_score("seg_val_do/miou") == "score_segmenter/val_do"
+    assert study.stage_of_score("audit_val/gap_seg") == "audit_segmenter/val"
+    assert study.stage_of_score("cam/iou/cat") is None
 
 
 @pytest.fixture

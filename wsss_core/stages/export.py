@@ -39,7 +39,10 @@ def check_folder(out: Path, *, mark: str, names: Iterable[str | Path], by: str) 
         return
     there = next((out / name for name in names if (out / name).exists()), None)
     if there is not None:
-        raise InputError(f"{there} is not of `{by}`; give another folder for the masks")
+        raise InputError(
+            f"{there} may not be of `{by}`, for {mark} is not beside it; give another folder for "
+            "the masks"
+        )
 
 
 def export_masks(masks: Manifest, *, data: Manifest, work: Workspace, out: Path) -> int:
